@@ -1,0 +1,111 @@
+/// Everything that can go wrong between a sample and an optimizer step.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting that cannot be trained with.
+    #[error("{setting} is {value}: {reason}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// What it is set to.
+        value: String,
+        /// What it has to be, and why.
+        reason: &'static str,
+    },
+    /// The policy or the sampler failed.
+    #[error("the policy failed")]
+    Policy(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The task could not render the prompt of a sample.
+    #[error("sample {sample} has no prompt")]
+    Prompt {
+        /// Index of the sample in the batch.
+        sample: usize,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The reward function failed.
+    #[error("the reward of completion {completion} of group {group} failed")]
+    Reward {
+        /// Index of the group in the batch.
+        group: usize,
+        /// Index of the completion in the group.
+        completion: usize,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A credit assigner failed.
+    #[error("the credit assigner failed")]
+    Credit(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The policy cannot provide a signal that the credit assigner wants.
+    #[error("the policy does not provide the signal {signal:?}")]
+    UnsupportedSignal {
+        /// Its name.
+        signal: &'static str,
+    },
+    /// A credit assigner returned a weight vector of the wrong length.
+    #[error("completion {completion} has {expected} tokens but got {found} credit weights")]
+    CreditLength {
+        /// Index of the completion among those it was asked about.
+        completion: usize,
+        /// Weights returned.
+        found: usize,
+        /// Tokens in the completion.
+        expected: usize,
+    },
+    /// Something that has to come once for each of another thing does not.
+    #[error("{expected} {what} expected, {found} found")]
+    Count {
+        /// What is counted.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there have to be.
+        expected: usize,
+    },
+    /// A scoring pass returned a tensor that does not fit the completions.
+    #[error("scores have shape {found:?}, which does not cover {expected:?} completions and tokens")]
+    ScoreShape {
+        /// Shape of the scores.
+        found: [usize; 2],
+        /// Completions, and tokens of the longest.
+        expected: [usize; 2],
+    },
+    /// A KL penalty without a reference policy to measure against.
+    #[error("the loss has a KL penalty, but there are no log-probabilities of a reference policy")]
+    MissingReference,
+    /// The scores carry no gradients, so nothing can be trained.
+    #[error("the scores of the policy carry no gradients; it has to live on an autodiff device and require gradients")]
+    NotDifferentiable,
+    /// A reward is NaN or infinite; nothing was updated.
+    #[error("the reward of completion {completion} of group {group} is not finite")]
+    NonFiniteReward {
+        /// Index of the group in the batch.
+        group: usize,
+        /// Index of the completion in the group.
+        completion: usize,
+    },
+    /// An advantage is NaN or infinite; nothing was updated.
+    #[error("the advantage of completion {completion} of group {group} is not finite")]
+    NonFiniteAdvantage {
+        /// Index of the group in the batch.
+        group: usize,
+        /// Index of the completion in the group.
+        completion: usize,
+    },
+    /// The loss of a token is NaN or infinite; the optimizer step was not taken.
+    #[error("the loss of token {token} of completion {completion} of group {group} is not finite, step refused")]
+    NonFiniteLoss {
+        /// Index of the group in the batch.
+        group: usize,
+        /// Index of the completion in the group.
+        completion: usize,
+        /// Index of the token in the completion.
+        token: usize,
+    },
+    /// A gradient is NaN, infinite or too large to be squared; the optimizer step was not taken.
+    #[error("the gradient of {parameter} is not finite, step refused")]
+    NonFiniteGradient {
+        /// Path of the parameter in the module.
+        parameter: String,
+    },
+}

@@ -1,0 +1,23 @@
+use burn::tensor::Tensor;
+
+use super::{Bound, Surrogate};
+
+/// CISPO: a bounded ratio weighs the policy gradient and is itself held constant, so that no token loses its gradient:
+/// -min(r, max_ratio) A log p, the minimum without gradient (MiniMax-M1, arXiv 2506.13585, eq. 4-5).
+///
+/// The paper also has a lower bound and leaves it unused.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cispo {
+    /// Largest weight. The whole bound, not its distance from one.
+    pub max_ratio: f32,
+}
+
+impl Surrogate for Cispo {
+    fn token_loss(&self, log_probs: Tensor<2>, ratio: Tensor<2>, advantages: Tensor<2>) -> Tensor<2> {
+        (ratio.detach().clamp_max(self.max_ratio) * advantages * log_probs).neg()
+    }
+
+    fn clipped(&self, ratio: f32, advantage: f32) -> Option<Bound> {
+        (advantage > 0.0 && ratio > self.max_ratio).then_some(Bound::High)
+    }
+}

@@ -1,0 +1,35 @@
+use burn::tensor::Tensor;
+use burn::tensor::activation::sigmoid;
+
+use super::{Bound, Surrogate};
+
+/// SAPO: a smooth gate in place of a clip, -(4 / t) sigmoid(t (r - 1)) A, whose slope is one at r = 1 and fades on
+/// both sides (arXiv 2511.20347).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sapo {
+    /// Temperature t of tokens with a positive advantage.
+    pub positive_temperature: f32,
+    /// Temperature of all other tokens; larger fades faster.
+    pub negative_temperature: f32,
+}
+
+impl Default for Sapo {
+    /// The paper's 1.0 and 1.05.
+    fn default() -> Self {
+        Self { positive_temperature: 1.0, negative_temperature: 1.05 }
+    }
+}
+
+impl Surrogate for Sapo {
+    fn token_loss(&self, _: Tensor<2>, ratio: Tensor<2>, advantages: Tensor<2>) -> Tensor<2> {
+        let temperature = advantages
+            .full_like(self.negative_temperature)
+            .mask_fill(advantages.clone().greater_scalar(0.0), self.positive_temperature);
+        let gate = sigmoid((ratio - 1.0) * temperature.clone()) * 4.0 / temperature;
+        (gate * advantages).neg()
+    }
+
+    fn clipped(&self, _: f32, _: f32) -> Option<Bound> {
+        None
+    }
+}

@@ -1,0 +1,186 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::advantage::{mean, sample_std};
+use crate::{Bound, Group};
+
+/// Names and values in the order they are written.
+pub type Metrics = Vec<(String, f64)>;
+
+/// Wall-clock time of the parts of a step. They add up to the step but for bookkeeping.
+///
+/// Inside the update, forward and backward passes of several threads overlap; the time of the phase is divided between
+/// `score` and `update` in the proportion of the time the threads spent in forward passes. On devices that run
+/// asynchronously a forward pass only queues work, so there most of the phase reads as `update`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// Drawing completions.
+    pub sample: Duration,
+    /// Grading them.
+    pub reward: Duration,
+    /// Forward passes over completions, with and without gradients.
+    pub score: Duration,
+    /// Loss, backward passes and optimizer.
+    pub update: Duration,
+}
+
+/// Sums over the tokens of micro-batches, on the host.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TokenSums {
+    pub(crate) tokens: usize,
+    /// Weighted by the aggregation coefficients, so these are sums of the batch's loss.
+    pub(crate) policy_loss: f64,
+    pub(crate) kl_loss: f64,
+    pub(crate) kl: f64,
+    pub(crate) entropy: f64,
+    pub(crate) ratio: f64,
+    pub(crate) ratio_max: f64,
+    pub(crate) clipped_low: usize,
+    pub(crate) clipped_high: usize,
+    pub(crate) credit: f64,
+    /// |sampled - scored| log-probability, only of the first update, whose weights are the sampler's.
+    pub(crate) difference_tokens: usize,
+    pub(crate) difference: f64,
+    pub(crate) difference_max: f64,
+    /// Time a thread spent in the forward pass, and in all of the micro-batch.
+    pub(crate) forward: Duration,
+    pub(crate) busy: Duration,
+}
+
+impl TokenSums {
+    pub(crate) fn count_clip(&mut self, bound: Option<Bound>) {
+        match bound {
+            Some(Bound::Low) => self.clipped_low += 1,
+            Some(Bound::High) => self.clipped_high += 1,
+            None => {}
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.tokens += other.tokens;
+        self.policy_loss += other.policy_loss;
+        self.kl_loss += other.kl_loss;
+        self.kl += other.kl;
+        self.entropy += other.entropy;
+        self.ratio += other.ratio;
+        self.ratio_max = self.ratio_max.max(other.ratio_max);
+        self.clipped_low += other.clipped_low;
+        self.clipped_high += other.clipped_high;
+        self.credit += other.credit;
+        self.difference_tokens += other.difference_tokens;
+        self.difference += other.difference;
+        self.difference_max = self.difference_max.max(other.difference_max);
+        self.forward += other.forward;
+        self.busy += other.busy;
+    }
+}
+
+/// What is known of a batch before any update: rewards, lengths, advantages.
+pub(crate) fn batch_metrics<P>(groups: &[Group<P>], advantages: &[Vec<f32>]) -> Metrics {
+    let rewards = || groups.iter().flat_map(|group| &group.rewards);
+    let totals = || rewards().map(|reward| f64::from(reward.total));
+    let completions = || groups.iter().flat_map(|group| &group.completions);
+    let equal = groups.iter().filter(|group| {
+        let mut totals = group.rewards.iter().map(|reward| reward.total);
+        totals.next().is_none_or(|first| totals.all(|total| total == first))
+    });
+    let mut parts: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (name, value) in rewards().flat_map(|reward| &reward.parts) {
+        parts.entry(name).or_default().push(f64::from(*value));
+    }
+    let advantages = || advantages.iter().flatten().map(|&advantage| f64::from(advantage));
+
+    let mut metrics = vec![("reward/mean".into(), mean(totals())), ("reward/std".into(), sample_std(totals()))];
+    metrics.extend(parts.into_iter().map(|(name, values)| (format!("reward/{name}"), mean(values.into_iter()))));
+    metrics.extend([
+        ("reward/zero_std_fraction".into(), equal.count() as f64 / groups.len().max(1) as f64),
+        ("advantage/min".into(), advantages().reduce(f64::min).unwrap_or(0.0)),
+        ("advantage/max".into(), advantages().reduce(f64::max).unwrap_or(0.0)),
+        ("completion/length_mean".into(), mean(completions().map(|completion| completion.tokens.len() as f64))),
+        (
+            "completion/truncated_fraction".into(),
+            mean(completions().map(|completion| f64::from(u8::from(completion.truncated)))),
+        ),
+    ]);
+    metrics
+}
+
+/// What the updates of a batch did. Losses and norms are means over the optimizer steps, everything else is a mean
+/// over tokens; without an optimizer step there is nothing to tell but the number of steps.
+pub(crate) fn update_metrics(sums: &TokenSums, norms: &[f64], kl: bool) -> Metrics {
+    let steps = norms.len() as f64;
+    let mut metrics = vec![("update/optimizer_steps".into(), steps)];
+    if norms.is_empty() {
+        return metrics;
+    }
+    let tokens = sums.tokens.max(1) as f64;
+    metrics.push(("loss/policy".into(), sums.policy_loss / steps));
+    if kl {
+        metrics.push(("loss/kl".into(), sums.kl_loss / steps));
+        metrics.push(("kl/mean".into(), sums.kl / tokens));
+    }
+    metrics.extend([
+        ("entropy/mean".into(), sums.entropy / tokens),
+        ("clip/low_fraction".into(), sums.clipped_low as f64 / tokens),
+        ("clip/high_fraction".into(), sums.clipped_high as f64 / tokens),
+        ("ratio/mean".into(), sums.ratio / tokens),
+        ("ratio/max".into(), sums.ratio_max),
+        ("grad/norm".into(), mean(norms.iter().copied())),
+        ("credit/weight_mean".into(), sums.credit / tokens),
+        ("rollout/log_prob_diff_max".into(), sums.difference_max),
+        ("rollout/log_prob_diff_mean".into(), sums.difference / sums.difference_tokens.max(1) as f64),
+    ]);
+    metrics
+}
+
+/// Seconds and rates. Rates are left out where nothing was done.
+pub(crate) fn timing_metrics(timing: Timing, step: Duration, generated: usize, trained: usize) -> Metrics {
+    let mut metrics: Metrics = [
+        ("time/sample_s", timing.sample),
+        ("time/reward_s", timing.reward),
+        ("time/score_s", timing.score),
+        ("time/update_s", timing.update),
+        ("time/step_s", step),
+    ]
+    .map(|(name, duration)| (name.into(), duration.as_secs_f64()))
+    .into();
+    let rates = [
+        ("tokens/generated_per_s", generated, timing.sample),
+        ("tokens/trained_per_s", trained, timing.score + timing.update),
+    ];
+    for (name, tokens, duration) in rates {
+        if tokens > 0 && !duration.is_zero() {
+            metrics.push((name.into(), tokens as f64 / duration.as_secs_f64()));
+        }
+    }
+    metrics
+}
+
+#[cfg(test)]
+mod tests {
+    use super::batch_metrics;
+    use crate::{Completion, Group, Reward};
+
+    #[test]
+    fn rewards_and_lengths_of_two_groups() {
+        let group = |totals: [f32; 2]| Group {
+            prompt: (),
+            completions: [1, 3]
+                .map(|length| Completion { tokens: vec![0; length], truncated: length == 3, ..Completion::default() })
+                .into(),
+            rewards: totals
+                .map(|total| Reward { total, parts: vec![("format".into(), total * 2.0)] })
+                .into(),
+        };
+        let metrics = batch_metrics(&[group([1.0, 1.0]), group([0.0, 1.0])], &[vec![0.0, 0.0], vec![-0.7, 0.7]]);
+        let find = |name: &str| metrics.iter().find(|(found, _)| found == name).unwrap().1;
+        assert_eq!(find("reward/mean"), 0.75);
+        // Squared deviations 3/16 + 9/16 over 3.
+        assert_eq!(find("reward/std"), 0.5);
+        assert_eq!(find("reward/format"), 1.5);
+        assert_eq!(find("reward/zero_std_fraction"), 0.5);
+        assert_eq!(find("completion/length_mean"), 2.0);
+        assert_eq!(find("completion/truncated_fraction"), 0.5);
+        assert_eq!(find("advantage/max"), f64::from(0.7f32));
+    }
+}

@@ -1,0 +1,51 @@
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use crate::{Completion, Error, Group, SignalSet, Signals};
+
+/// How completions are drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Softmax temperature; `0` takes the most likely token.
+    pub temperature: f32,
+    /// Longest completion, in tokens.
+    pub max_tokens: usize,
+    /// Seed of the random streams. Every completion has a stream of its own, numbered from `first_stream` in the
+    /// order of the output, so a completion does not depend on what is drawn beside it.
+    pub seed: u64,
+    /// Number of the first completion's stream.
+    pub first_stream: u64,
+}
+
+/// What a scoring pass returns. Rows are completions, those of all groups one after another, right-padded.
+#[derive(Debug, Clone)]
+pub struct Scores {
+    /// Log-probability of every completion token at the temperature asked for: `[completions, tokens]`.
+    /// Carries gradients when the module lives on an autodiff device. Padding may hold any finite number.
+    pub log_probs: Tensor<2>,
+    /// Entropy of the distribution each token was drawn from, in nats: `[completions, tokens]`; may carry gradients.
+    pub entropy: Tensor<2>,
+    /// What was asked for beside them.
+    pub signals: Signals,
+}
+
+/// A model that can be trained: it says, differentiably, how likely a completion is.
+pub trait Policy: Module + Send {
+    /// What the policy is conditioned on.
+    type Prompt: Clone + Send + Sync;
+
+    /// Scores the completions of `groups` at `temperature`, over the same set of tokens that sampling draws from.
+    ///
+    /// # Errors
+    /// When a prompt cannot be encoded or a signal is not supported.
+    fn score(&self, groups: &[Group<Self::Prompt>], temperature: f32, signals: SignalSet) -> Result<Scores, Error>;
+}
+
+/// Something that draws completions; usually the policy itself, off the autodiff device.
+pub trait Sampler<P> {
+    /// Draws `group_size` completions for every prompt.
+    ///
+    /// # Errors
+    /// When a prompt cannot be encoded.
+    fn sample(&self, prompts: &[P], group_size: usize, sampling: Sampling) -> Result<Vec<Vec<Completion>>, Error>;
+}

@@ -1,0 +1,26 @@
+use std::error::Error;
+
+use crate::{Completion, Reward};
+
+/// A verifiable task: it turns a sample into a prompt and grades the answers.
+///
+/// A task that fails says so: an error stops the step and is reported with the place it happened at, since a reward
+/// of zero for a broken verifier would be trained on.
+pub trait Task {
+    /// One row of the data.
+    type Sample;
+    /// What the policy is conditioned on.
+    type Prompt;
+
+    /// Renders the prompt of a sample.
+    ///
+    /// # Errors
+    /// When the sample cannot be rendered.
+    fn prompt(&self, sample: &Self::Sample) -> Result<Self::Prompt, Box<dyn Error + Send + Sync>>;
+
+    /// Grades one completion. The total has to be finite.
+    ///
+    /// # Errors
+    /// When the verifier itself fails; an answer that is merely wrong has a reward.
+    fn reward(&self, sample: &Self::Sample, completion: &Completion) -> Result<Reward, Box<dyn Error + Send + Sync>>;
+}

@@ -1,0 +1,136 @@
+//! The bridge between the model and the trainer: a vision-language model as a policy.
+
+use std::sync::Arc;
+
+use burn::module::Module;
+use firesight_kawhi::{ImageView, VisualPrompt};
+use firesight_rl::{AttentionStates, Completion, Error, Group, Policy, Rope, Sampler, Sampling, Scores, SignalSet, Signals};
+use firesight_vlm::{AttentionPoint, Generation, Processor, Prompt, QwenVl, Scored, TokenMask};
+
+/// A vision-language model with what it takes to speak: its tokenizer, its stop tokens, and the tokens it may not say.
+#[derive(Module, Debug)]
+pub struct VlmPolicy {
+    /// The model.
+    pub model: QwenVl,
+    #[module(skip)]
+    speech: Arc<Speech>,
+}
+
+#[derive(Debug)]
+struct Speech {
+    processor: Arc<Processor>,
+    mask: TokenMask,
+    stop_tokens: Vec<u32>,
+}
+
+/// A rendered prompt with its images; clones share them.
+#[derive(Debug, Clone)]
+pub struct VlmPrompt {
+    prompt: Arc<Prompt>,
+    /// Side of a visual token in pixels.
+    cell: usize,
+}
+
+impl VlmPrompt {
+    /// `cell` is the side of a visual token in pixels.
+    #[must_use]
+    pub fn new(prompt: Prompt, cell: usize) -> Self {
+        Self { prompt: Arc::new(prompt), cell }
+    }
+}
+
+impl VisualPrompt for VlmPrompt {
+    fn images(&self) -> Vec<ImageView<'_>> {
+        self.prompt
+            .images
+            .iter()
+            .map(|image| ImageView {
+                width: image.rgb.width() as usize,
+                height: image.rgb.height() as usize,
+                pixels: image.rgb.as_raw(),
+                cell: self.cell,
+            })
+            .collect()
+    }
+}
+
+impl VlmPolicy {
+    /// A policy that stops at its end-of-turn token, and never says a placeholder of an image, padding, or an id that
+    /// the tokenizer does not have.
+    ///
+    /// # Errors
+    /// When the tokenizer has ids that the model has no embedding for.
+    pub fn new(model: QwenVl, processor: Arc<Processor>) -> Result<Self, firesight_vlm::Error> {
+        let vocabulary = model.config().text_config.vocab_size as u32;
+        let tokenizer = processor.tokenizer();
+        let stop_tokens = vec![model.config().text_config.eos_token_id];
+        let padding = tokenizer.token_id("<|endoftext|>").filter(|id| !stop_tokens.contains(id));
+        let beyond = tokenizer.vocab_size() as u32..vocabulary;
+        let mask = model.token_mask(padding.into_iter().chain(beyond))?;
+        Ok(Self { model, speech: Arc::new(Speech { processor, mask, stop_tokens }) })
+    }
+
+    /// The token that ends a completion.
+    #[must_use]
+    pub fn end_of_turn(&self) -> u32 {
+        self.speech.stop_tokens[0]
+    }
+
+    /// What renders prompts and decodes completions.
+    #[must_use]
+    pub fn processor(&self) -> &Arc<Processor> {
+        &self.speech.processor
+    }
+}
+
+impl Policy for VlmPolicy {
+    type Prompt = VlmPrompt;
+
+    fn score(&self, groups: &[Group<VlmPrompt>], temperature: f32, signals: SignalSet) -> Result<Scores, Error> {
+        let batch: Vec<Scored<'_>> = groups
+            .iter()
+            .map(|group| Scored {
+                prompt: &group.prompt.prompt,
+                completions: group.completions.iter().map(|completion| completion.tokens.as_slice()).collect(),
+            })
+            .collect();
+        let point = signals.attention.map(|rope| match rope {
+            Rope::After => AttentionPoint::AfterRope,
+            Rope::Before => AttentionPoint::BeforeRope,
+        });
+        let scores =
+            self.model.score(&batch, temperature, &self.speech.mask, point).map_err(|error| Error::Policy(error.into()))?;
+        let attention = scores.attention.map(|attention| AttentionStates {
+            queries: attention.queries,
+            visual_keys: attention.visual_keys,
+        });
+        Ok(Scores { log_probs: scores.log_probs, entropy: scores.entropy, signals: Signals { attention } })
+    }
+}
+
+impl Sampler<VlmPrompt> for VlmPolicy {
+    fn sample(
+        &self,
+        prompts: &[VlmPrompt],
+        group_size: usize,
+        sampling: Sampling,
+    ) -> Result<Vec<Vec<Completion>>, Error> {
+        let prompts: Vec<&Prompt> = prompts.iter().map(|prompt| &*prompt.prompt).collect();
+        let generation = Generation {
+            temperature: sampling.temperature,
+            max_new_tokens: sampling.max_tokens,
+            stop_tokens: &self.speech.stop_tokens,
+            mask: &self.speech.mask,
+            seed: sampling.seed,
+            first_stream: sampling.first_stream,
+        };
+        let generated =
+            self.model.generate(&prompts, group_size, &generation).map_err(|error| Error::Policy(error.into()))?;
+        let complete = |drawn: firesight_vlm::Generated| {
+            let text =
+                self.speech.processor.tokenizer().decode(&drawn.tokens).map_err(|error| Error::Policy(error.into()))?;
+            Ok(Completion { tokens: drawn.tokens, log_probs: drawn.log_probs, text, truncated: !drawn.finished })
+        };
+        generated.into_iter().map(|group| group.into_iter().map(complete).collect()).collect()
+    }
+}

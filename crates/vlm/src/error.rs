@@ -1,0 +1,134 @@
+use std::path::PathBuf;
+
+/// Everything that can go wrong between a model directory, an image, a prompt and a forward pass.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file of the model directory could not be read or written.
+    #[error("cannot access {path}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A JSON file does not have the expected fields.
+    #[error("{path} is not valid: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The field and position.
+        source: serde_json::Error,
+    },
+    /// A configuration value that no supported model has.
+    #[error("{path}: {field} {problem}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Dotted name of the field.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A weight file is missing, truncated or not in safetensors format.
+    #[error("weight file {path}: {problem}")]
+    WeightFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Parameters of the model that no weight file holds.
+    #[error("{path} lacks {} of the model's parameters: {}", names.len(), names.join(", "))]
+    MissingWeights {
+        /// The file or directory searched.
+        path: PathBuf,
+        /// Hugging Face names of the missing parameters.
+        names: Vec<String>,
+    },
+    /// A parameter on disk has another shape than the configuration says.
+    #[error("{path}: {name} has shape {found:?}, the configuration asks for {expected:?}")]
+    WeightShape {
+        /// The file.
+        path: PathBuf,
+        /// Hugging Face name of the parameter.
+        name: String,
+        /// Shape on disk.
+        found: Vec<usize>,
+        /// Shape the configuration implies.
+        expected: Vec<usize>,
+    },
+    /// An image that does not decode.
+    #[error("image {name} does not decode")]
+    ImageDecode {
+        /// File name or position.
+        name: String,
+        /// What the decoder said.
+        #[source]
+        source: image::ImageError,
+    },
+    /// An image that decodes but cannot be shown to the model.
+    #[error("image of {width}x{height} pixels: {problem}")]
+    ImageSize {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The tokenizer file is invalid, or a text cannot be tokenized.
+    #[error("tokenizer {path}: {problem}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The chat template is invalid, or refused the messages.
+    #[error("chat template {path}")]
+    Template {
+        /// The file.
+        path: PathBuf,
+        /// Line and reason.
+        #[source]
+        source: minijinja::Error,
+    },
+    /// The text has another number of image placeholders than there are images.
+    #[error("the prompt has {placeholders} image placeholders for {images} images")]
+    ImageCount {
+        /// Placeholders in the rendered prompt.
+        placeholders: usize,
+        /// Images given.
+        images: usize,
+    },
+    /// A text of a message contains the placeholder of an image or a video.
+    #[error("the text of a message contains {token}, which only an image may stand for")]
+    PlaceholderInText {
+        /// The placeholder.
+        token: String,
+    },
+    /// A token id that the model has no embedding for.
+    #[error("token id {id} at position {position} is outside the vocabulary of {vocabulary}")]
+    TokenOutOfVocabulary {
+        /// The id.
+        id: u32,
+        /// Its position in the sequence.
+        position: usize,
+        /// Rows of the embedding table.
+        vocabulary: usize,
+    },
+    /// Prompt and completion together are longer than the model's positions.
+    #[error("prompt {index}: {prompt} prompt tokens and {completion} completion tokens exceed the context of {context}")]
+    ContextLength {
+        /// Which prompt of the batch.
+        index: usize,
+        /// Tokens of the prompt, image tokens included.
+        prompt: usize,
+        /// Completion tokens asked for.
+        completion: usize,
+        /// `max_position_embeddings`.
+        context: usize,
+    },
+}

@@ -1,0 +1,459 @@
+//! A vision-language model: vision tower, decoder and output head, and how a prompt with images runs through them.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::config::ModelConfig;
+use crate::processor::Prompt;
+use crate::rope::Position;
+use crate::text::{LastQueries, PromptStates, TextModel};
+use crate::vision::{VisionFeatures, VisionTower};
+use crate::{Error, ProcessedImage};
+
+/// A Qwen vision-language model.
+///
+/// The paths of its parameters are the names of the published weights.
+#[derive(Module, Debug)]
+pub struct QwenVl {
+    model: Backbone,
+    /// `None` when the head is the embedding table.
+    lm_head: Option<Linear>,
+    #[module(skip)]
+    config: ModelConfig,
+}
+
+#[derive(Module, Debug)]
+struct Backbone {
+    visual: VisionTower,
+    language_model: TextModel,
+}
+
+struct Initialize;
+
+impl ModuleVisitor for Initialize {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let _ = param.val();
+    }
+}
+
+/// Token ids that are neither sampled nor given any probability.
+///
+/// Sampler and scorer must use the same mask; then log-probabilities of the two agree.
+#[derive(Debug, Clone)]
+pub struct TokenMask {
+    allowed: Vec<bool>,
+}
+
+/// One prompt with the completions to score.
+#[derive(Debug, Clone)]
+pub struct Scored<'a> {
+    /// What the completions answer; it runs through the model once.
+    pub prompt: &'a Prompt,
+    /// Token ids of each completion.
+    pub completions: Vec<&'a [u32]>,
+}
+
+/// Log-probabilities of completions. Rows are completions, those of all prompts one after another, right-padded with
+/// zeros.
+#[derive(Debug, Clone)]
+pub struct CompletionScores {
+    /// `[completions, tokens]`, natural logarithm, at the temperature asked for.
+    pub log_probs: Tensor<2>,
+    /// Entropy of the distribution each token is drawn from, in nats: `[completions, tokens]`.
+    pub entropy: Tensor<2>,
+    /// Queries and keys of the last layer when asked for.
+    pub attention: Option<LastAttention>,
+}
+
+/// Whether [`LastAttention`] is taken before or after the rotary embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionPoint {
+    /// Without positions.
+    BeforeRope,
+    /// As attention itself uses them.
+    AfterRope,
+}
+
+/// Queries of completion tokens and keys of visual tokens in the last decoder layer, outside the autodiff graph.
+#[derive(Debug, Clone)]
+pub struct LastAttention {
+    /// `[completions, query heads, tokens, head_dim]`, right-padded: each token's query at its own position.
+    pub queries: Tensor<4>,
+    /// For every prompt `[key heads, visual tokens, head_dim]`, visual tokens in the order of the prompt.
+    pub visual_keys: Vec<Tensor<3>>,
+}
+
+/// Prompts that have run through the model, ready for completions.
+pub(crate) struct EncodedPrompts {
+    pub(crate) states: PromptStates,
+    /// Position of each prompt's first completion token.
+    pub(crate) next_positions: Vec<u32>,
+    lengths: Vec<usize>,
+}
+
+impl TokenMask {
+    /// Every id below `vocabulary` but the `suppressed` ones.
+    ///
+    /// # Errors
+    /// When a suppressed id is outside the vocabulary.
+    pub fn new(vocabulary: usize, suppressed: impl IntoIterator<Item = u32>) -> Result<Self, Error> {
+        let mut allowed = vec![true; vocabulary];
+        for (position, id) in suppressed.into_iter().enumerate() {
+            *allowed.get_mut(id as usize).ok_or(Error::TokenOutOfVocabulary { id, position, vocabulary })? = false;
+        }
+        Ok(Self { allowed })
+    }
+
+    /// Whether `id` can be sampled.
+    #[must_use]
+    pub fn allows(&self, id: usize) -> bool {
+        self.allowed[id]
+    }
+
+    /// What to add to logits, or `None` when everything is allowed.
+    fn bias(&self, device: &Device) -> Option<Tensor<2>> {
+        // Finite, so that zero probability times its logarithm is zero and not NaN.
+        const SUPPRESSED: f32 = -1e9;
+        let values: Vec<f32> = self.allowed.iter().map(|&allowed| if allowed { 0.0 } else { SUPPRESSED }).collect();
+        let size = values.len();
+        self.allowed.contains(&false).then(|| Tensor::from_data(TensorData::new(values, [1, size]), device))
+    }
+}
+
+impl QwenVl {
+    /// A model with fresh weights, drawn from the random stream of `device` (see [`Device::seed`]).
+    #[must_use]
+    pub fn new(config: &ModelConfig, device: &Device) -> Self {
+        let model = Self::new_lazy(config, device);
+        // burn draws a parameter when it is first used; drawing all of them now, in the order of the module tree, makes
+        // the weights a function of the seed alone.
+        model.visit(&mut Initialize);
+        model
+    }
+
+    /// A model whose parameters are drawn when they are first used, if no file fills them before.
+    pub(crate) fn new_lazy(config: &ModelConfig, device: &Device) -> Self {
+        let text = &config.text_config;
+        Self {
+            model: Backbone {
+                visual: VisionTower::new(&config.vision_config, device),
+                language_model: TextModel::new(text, device),
+            },
+            lm_head: (!config.tied())
+                .then(|| LinearConfig::new(text.hidden_size, text.vocab_size).with_bias(false).init(device)),
+            config: config.clone(),
+        }
+    }
+
+    /// The configuration it was made from.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// A mask that suppresses the placeholders of images and videos and `others` (padding, ids beyond the tokenizer's
+    /// vocabulary).
+    ///
+    /// # Errors
+    /// When an id is outside the vocabulary.
+    pub fn token_mask(&self, others: impl IntoIterator<Item = u32>) -> Result<TokenMask, Error> {
+        let config = &self.config;
+        let vision = [
+            config.image_token_id,
+            config.video_token_id,
+            config.vision_start_token_id,
+            config.vision_end_token_id,
+        ];
+        TokenMask::new(config.text_config.vocab_size, vision.into_iter().chain(others))
+    }
+
+    /// What the vision tower makes of images; the same images always give the same features.
+    #[must_use]
+    pub fn encode_images(&self, images: &[&ProcessedImage]) -> VisionFeatures {
+        self.model.visual.forward(images)
+    }
+
+    /// Scores completions behind their prompts. Gradients flow when the model lives on an autodiff device.
+    ///
+    /// # Errors
+    /// When a token id is outside the vocabulary or a sequence is longer than the context.
+    pub fn score(
+        &self,
+        batch: &[Scored<'_>],
+        temperature: f32,
+        mask: &TokenMask,
+        attention: Option<AttentionPoint>,
+    ) -> Result<CompletionScores, Error> {
+        let lengths: Vec<usize> = batch.iter().flat_map(|item| item.completions.iter().map(|c| c.len())).collect();
+        let tokens = lengths.iter().copied().max().unwrap_or(0);
+        for (index, item) in batch.iter().enumerate() {
+            let longest = item.completions.iter().map(|completion| completion.len()).max().unwrap_or(0);
+            self.check_length(index, item.prompt, longest)?;
+            for completion in &item.completions {
+                self.check_tokens(completion)?;
+            }
+        }
+        let prompts: Vec<&Prompt> = batch.iter().map(|item| item.prompt).collect();
+        let encoded = self.encode_prompts(&prompts, attention == Some(AttentionPoint::BeforeRope))?;
+        let device = encoded.states.hidden.device();
+        let hidden_size = self.config.text_config.hidden_size;
+
+        // The last token of a completion predicts nothing, so it runs only when its query is wanted.
+        let fed = if attention.is_some() { tokens } else { tokens.saturating_sub(1) };
+        let width = batch.iter().map(|item| item.completions.len()).max().unwrap_or(0);
+        let mut queries = None;
+        let mut hidden = last_hidden(&encoded);
+        if fed > 0 {
+            let mut ids = vec![0i64; batch.len() * width * fed];
+            for (row, completion) in rows(batch, width) {
+                for (slot, &id) in ids[row * fed..][..fed].iter_mut().zip(completion) {
+                    *slot = i64::from(id);
+                }
+            }
+            let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch.len() * width, fed]), &device);
+            let embeddings =
+                self.model.language_model.embed_tokens.forward(ids).reshape([batch.len(), width, fed, hidden_size]);
+            let completed = self.model.language_model.complete(
+                &encoded.states,
+                embeddings,
+                &encoded.next_positions,
+                None,
+                attention.is_some().then_some(&mut queries),
+            );
+            hidden = Tensor::cat(vec![hidden, completed.reshape([batch.len() * width * fed, hidden_size])], 0);
+        }
+
+        // One row of logits for every real token: that of the state before it. Padding does no arithmetic here.
+        let mut states = Vec::new();
+        let mut targets = Vec::new();
+        let mut slots = vec![0i64; lengths.len() * tokens];
+        for (completion_index, (row, completion)) in rows(batch, width).enumerate() {
+            for (t, &id) in completion.iter().enumerate() {
+                states.push(if t == 0 { (row / width) as i64 } else { (batch.len() + row * fed + t - 1) as i64 });
+                targets.push(i64::from(id));
+                slots[completion_index * tokens + t] = targets.len() as i64;
+            }
+        }
+        let count = targets.len();
+        let index = |values: Vec<i64>| {
+            let length = values.len();
+            Tensor::<1, Int>::from_data(TensorData::new(values, [length]), &device)
+        };
+        let mut logits = self.logits(hidden.select(0, index(states)));
+        if (temperature - 1.0).abs() > f32::EPSILON {
+            logits = logits / temperature;
+        }
+        if let Some(bias) = mask.bias(&device) {
+            logits = logits + bias;
+        }
+        let distribution = log_softmax(logits, 1);
+        let log_probs = distribution.clone().gather(1, index(targets).reshape([count, 1]));
+        let entropy = (distribution.clone().exp() * distribution).sum_dim(1).neg();
+        // Slot 0 is the padding's zero.
+        let slots = index(slots);
+        let spread = |values: Tensor<2>| {
+            Tensor::cat(vec![Tensor::zeros([1, 1], &device), values], 0)
+                .select(0, slots.clone())
+                .reshape([lengths.len(), tokens])
+        };
+        Ok(CompletionScores {
+            log_probs: spread(log_probs),
+            entropy: spread(entropy),
+            attention: attention
+                .zip(queries)
+                .map(|(point, queries)| last_attention(batch, &encoded, point, queries)),
+        })
+    }
+
+    /// Logits of hidden states `[rows, hidden_size]`: `[rows, vocab_size]`.
+    pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => hidden.matmul(self.model.language_model.embed_tokens.weight.val().transpose()),
+        }
+    }
+
+    /// Logits of the whole of each prompt, `[prompts, tokens, vocab_size]`, rows right-padded.
+    ///
+    /// # Errors
+    /// When a token id is outside the vocabulary or a prompt is longer than the context.
+    pub fn prompt_logits(&self, prompts: &[&Prompt]) -> Result<Tensor<3>, Error> {
+        let hidden = self.encode_prompts(prompts, false)?.states.hidden;
+        let [rows, tokens, width] = hidden.dims();
+        Ok(self.logits(hidden.reshape([rows * tokens, width])).reshape([
+            rows,
+            tokens,
+            self.config.text_config.vocab_size,
+        ]))
+    }
+
+    pub(crate) fn text(&self) -> &TextModel {
+        &self.model.language_model
+    }
+
+    pub(crate) fn check_length(&self, index: usize, prompt: &Prompt, completion: usize) -> Result<(), Error> {
+        let context = self.config.text_config.max_position_embeddings;
+        let prompt = prompt.input_ids.len();
+        if prompt + completion > context {
+            return Err(Error::ContextLength { index, prompt, completion, context });
+        }
+        Ok(())
+    }
+
+    fn check_tokens(&self, ids: &[u32]) -> Result<(), Error> {
+        let vocabulary = self.config.text_config.vocab_size;
+        match ids.iter().position(|&id| id as usize >= vocabulary) {
+            Some(position) => Err(Error::TokenOutOfVocabulary { id: ids[position], position, vocabulary }),
+            None => Ok(()),
+        }
+    }
+
+    /// Images through the vision tower, prompts through the decoder: each once.
+    pub(crate) fn encode_prompts(&self, prompts: &[&Prompt], keep_key_before_rope: bool) -> Result<EncodedPrompts, Error> {
+        for (index, prompt) in prompts.iter().enumerate() {
+            self.check_length(index, prompt, 0)?;
+            self.check_tokens(&prompt.input_ids)?;
+        }
+        let text = self.text();
+        let device = text.embed_tokens.weight.val().device();
+        let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.input_ids.len()).collect();
+        let tokens = lengths.iter().copied().max().unwrap_or(0);
+        let count = prompts.len();
+
+        let mut ids = vec![0i64; count * tokens];
+        let mut positions = vec![[0; 3]; count * tokens];
+        let mut next_positions = Vec::with_capacity(count);
+        // Row of the visual features for every token, counted from 1; 0 for text.
+        let mut visual = vec![0i64; count * tokens];
+        let mut visual_tokens = 0;
+        for (row, prompt) in prompts.iter().enumerate() {
+            for (slot, &id) in ids[row * tokens..].iter_mut().zip(&prompt.input_ids) {
+                *slot = i64::from(id);
+            }
+            next_positions.push(self.fill_positions(prompt, &mut positions[row * tokens..][..tokens]));
+            for position in prompt.image_spans.iter().cloned().flatten() {
+                visual_tokens += 1;
+                visual[row * tokens + position] = visual_tokens;
+            }
+        }
+        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [count, tokens]), &device);
+        let mut embeddings = text.embed_tokens.forward(ids);
+        let hidden_size = self.config.text_config.hidden_size;
+        let mut deepstack = Vec::new();
+        let images: Vec<&ProcessedImage> = prompts.iter().flat_map(|prompt| &prompt.images).collect();
+        if !images.is_empty() {
+            let features = self.encode_images(&images);
+            let rows = count * tokens;
+            let index = |values: Vec<i64>| Tensor::<1, Int>::from_data(TensorData::new(values, [rows]), &device);
+            // Text rows pick themselves, image rows pick from the features behind them.
+            let sources =
+                visual.iter().enumerate().map(|(row, &v)| if v == 0 { row as i64 } else { rows as i64 + v - 1 }).collect();
+            embeddings = Tensor::cat(vec![embeddings.reshape([rows, hidden_size]), features.tokens], 0)
+                .select(0, index(sources))
+                .reshape([count, tokens, hidden_size]);
+            let visual = index(visual);
+            deepstack = features
+                .deepstack
+                .into_iter()
+                .map(|level| {
+                    Tensor::cat(vec![Tensor::zeros([1, hidden_size], &device), level], 0)
+                        .select(0, visual.clone())
+                        .reshape([count, tokens, hidden_size])
+                })
+                .collect();
+        }
+        let states = text.prompt(embeddings, &lengths, &positions, deepstack, keep_key_before_rope);
+        Ok(EncodedPrompts { states, next_positions, lengths })
+    }
+
+    /// Multimodal positions of a prompt; returns the position of what follows it.
+    ///
+    /// Text advances by one on all axes; an image stands still in time, spreads its visual tokens over height and
+    /// width, and advances by its longer side.
+    fn fill_positions(&self, prompt: &Prompt, positions: &mut [Position]) -> u32 {
+        let merge = self.config.vision_config.spatial_merge_size;
+        let mut spans = prompt.image_spans.iter().zip(&prompt.images).peekable();
+        let (mut at, mut next) = (0, 0);
+        while at < prompt.input_ids.len() {
+            match spans.next_if(|(span, _)| span.start == at) {
+                Some((span, image)) => {
+                    let (height, width) = (image.grid.h / merge, image.grid.w / merge);
+                    for (offset, position) in positions[span.clone()].iter_mut().enumerate() {
+                        let (row, column) = (offset / width % height, offset % width);
+                        *position = [next, next + row as u32, next + column as u32];
+                    }
+                    next += height.max(width) as u32;
+                    at = span.end;
+                }
+                None => {
+                    positions[at] = [next; 3];
+                    next += 1;
+                    at += 1;
+                }
+            }
+        }
+        next
+    }
+}
+
+/// (row of a rectangular batch of `width` completions a prompt, tokens) of every completion.
+fn rows<'a>(batch: &'a [Scored<'a>], width: usize) -> impl Iterator<Item = (usize, &'a [u32])> {
+    batch
+        .iter()
+        .enumerate()
+        .flat_map(move |(i, item)| item.completions.iter().enumerate().map(move |(j, &tokens)| (i * width + j, tokens)))
+}
+
+/// Hidden state of each prompt's last token: `[prompts, hidden_size]`.
+pub(crate) fn last_hidden(encoded: &EncodedPrompts) -> Tensor<2> {
+    let [prompts, tokens, width] = encoded.states.hidden.dims();
+    let last: Vec<i64> =
+        encoded.lengths.iter().enumerate().map(|(row, length)| (row * tokens + length - 1) as i64).collect();
+    let last = Tensor::<1, Int>::from_data(TensorData::new(last, [prompts]), &encoded.states.hidden.device());
+    encoded.states.hidden.clone().reshape([prompts * tokens, width]).select(0, last)
+}
+
+fn last_attention(
+    batch: &[Scored<'_>],
+    encoded: &EncodedPrompts,
+    point: AttentionPoint,
+    queries: LastQueries,
+) -> LastAttention {
+    let (queries, keys) = match point {
+        AttentionPoint::BeforeRope => (queries.before_rope, encoded.states.last_key_before_rope.clone()),
+        AttentionPoint::AfterRope => {
+            (queries.after_rope, encoded.states.layers.last().map(|layer| layer.key.clone()))
+        }
+    };
+    let (queries, keys) = (without_graph(queries), keys.map(without_graph));
+    let [prompts, key_heads, width, rows_a_head, dim] = queries.dims();
+    let fed = batch.iter().flat_map(|item| &item.completions).map(|c| c.len()).max().unwrap_or(1);
+    let queries = queries.permute([0, 2, 1, 3, 4]).reshape([prompts * width, key_heads * rows_a_head / fed, fed, dim]);
+    let device = queries.device();
+    let real: Vec<i64> = rows(batch, width).map(|(row, _)| row as i64).collect();
+    let count = real.len();
+    let queries = if count == prompts * width {
+        queries
+    } else {
+        queries.select(0, Tensor::<1, Int>::from_data(TensorData::new(real, [count]), &device))
+    };
+    let visual_keys = keys.map_or_else(Vec::new, |keys| {
+        batch
+            .iter()
+            .enumerate()
+            .map(|(row, item)| {
+                let visual: Vec<i64> = item.prompt.image_spans.iter().cloned().flatten().map(|i| i as i64).collect();
+                let count = visual.len();
+                let visual = Tensor::<1, Int>::from_data(TensorData::new(visual, [count]), &device);
+                keys.clone().narrow(0, row, 1).squeeze_dim::<3>(0).select(1, visual)
+            })
+            .collect()
+    });
+    LastAttention { queries, visual_keys }
+}
+
+fn without_graph<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.is_autodiff() { tensor.inner() } else { tensor }
+}

@@ -1,0 +1,274 @@
+//! Messages and images in, token ids out: the one place that knows where an image stands in a prompt.
+
+use std::ops::Range;
+use std::path::Path;
+
+use image::RgbImage;
+
+use crate::{
+    ChatTemplate, Error, ImageProcessor, Message, ModelConfig, ProcessedImage, TemplateVariables, Tokenizer,
+};
+
+/// A prompt as the model reads it.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// Token ids; every visual token is written out as the image placeholder.
+    pub input_ids: Vec<u32>,
+    /// Images in order of appearance.
+    pub images: Vec<ProcessedImage>,
+    /// Positions in `input_ids` of each image's visual tokens, in the same order.
+    pub image_spans: Vec<Range<usize>>,
+}
+
+/// Tokenizer, chat template and image processor of one checkpoint. Clones share all that is large.
+#[derive(Debug, Clone)]
+pub struct Processor {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    images: ImageProcessor,
+    variables: TemplateVariables,
+    image: Placeholder,
+    video: Placeholder,
+    eos_token_id: u32,
+}
+
+/// A token that stands for pixels.
+#[derive(Debug, Clone)]
+struct Placeholder {
+    id: u32,
+    text: String,
+}
+
+impl Placeholder {
+    fn new(tokenizer: &Tokenizer, id: u32, field: &str) -> Result<Self, Error> {
+        let text = tokenizer.token_text(id);
+        // Templates write it as text, so the text must lead back to the id.
+        if text.is_empty() || tokenizer.encode(&text)? != [id] {
+            let problem = format!("{field} {id} of config.json is no special token");
+            return Err(Error::Tokenizer { path: tokenizer.path().into(), problem });
+        }
+        Ok(Self { id, text })
+    }
+}
+
+impl Processor {
+    /// Reads `config.json`, `tokenizer.json`, the chat template and the image processor's settings.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or when they are not of the same model: patch sizes differ, the tokenizer
+    /// has more tokens than the embedding has rows, or lacks the placeholders that `config.json` names.
+    pub fn from_dir(dir: &Path) -> Result<Self, Error> {
+        let config = ModelConfig::from_dir(dir)?;
+        let (tokenizer, images) = (Tokenizer::from_dir(dir)?, ImageProcessor::from_dir(dir)?);
+        let vision = &config.vision_config;
+        for (field, found, expected) in [
+            ("vision_config.patch_size", vision.patch_size, images.patch_size()),
+            ("vision_config.temporal_patch_size", vision.temporal_patch_size, images.temporal_patch_size()),
+            ("vision_config.spatial_merge_size", vision.spatial_merge_size, images.merge_size()),
+        ] {
+            if found != expected {
+                let problem = format!("is {found}, the image processor's is {expected}");
+                return Err(Error::Config { path: dir.join("config.json"), field: field.into(), problem });
+            }
+        }
+        let (tokens, rows) = (tokenizer.vocab_size(), config.text_config.vocab_size);
+        if tokens > rows {
+            let problem = format!("has {tokens} tokens, the embedding of config.json only {rows} rows");
+            return Err(Error::Tokenizer { path: tokenizer.path().into(), problem });
+        }
+        Ok(Self {
+            image: Placeholder::new(&tokenizer, config.image_token_id, "image_token_id")?,
+            video: Placeholder::new(&tokenizer, config.video_token_id, "video_token_id")?,
+            eos_token_id: config.text_config.eos_token_id,
+            template: ChatTemplate::from_dir(dir)?,
+            variables: TemplateVariables::default(),
+            tokenizer,
+            images,
+        })
+    }
+
+    /// The same processor with these variables for the chat template, such as `enable_thinking`.
+    #[must_use]
+    pub fn with_template_variables(self, variables: TemplateVariables) -> Self {
+        Self { variables, ..self }
+    }
+
+    /// Renders a conversation up to where the model answers, and puts the images in place.
+    ///
+    /// `images` belong to the image parts of the messages, in order. Where they stand in the result follows from the
+    /// template alone. A message whose text contains an image or video placeholder is refused: data must not be able
+    /// to shift the images.
+    ///
+    /// # Errors
+    /// [`Error::ImageCount`] when messages and images do not match, [`Error::PlaceholderInText`] as said above, and
+    /// what [`ChatTemplate::render`] and [`Tokenizer::encode`] return.
+    pub fn prompt(&self, messages: &[Message], images: &[ProcessedImage]) -> Result<Prompt, Error> {
+        self.refuse_placeholders(messages)?;
+        let text = self.template.render(messages, true, &self.variables)?;
+        let pieces: Vec<&str> = text.split(self.image.text.as_str()).collect();
+        let placeholders = pieces.len() - 1;
+        if placeholders != images.len() {
+            return Err(Error::ImageCount { placeholders, images: images.len() });
+        }
+        // The placeholder is a special token, at which the tokenizer splits as well: the ids are those of the whole.
+        let mut input_ids = self.tokenizer.encode(pieces[0])?;
+        let mut image_spans = Vec::with_capacity(images.len());
+        for (image, piece) in images.iter().zip(&pieces[1..]) {
+            let start = input_ids.len();
+            let end = start + image.grid.visual_tokens(self.images.merge_size());
+            input_ids.resize(end, self.image.id);
+            input_ids.extend(self.tokenizer.encode(piece)?);
+            image_spans.push(start..end);
+        }
+        Ok(Prompt { input_ids, images: images.to_vec(), image_spans })
+    }
+
+    /// The texts are joined first, because templates may join them too.
+    fn refuse_placeholders(&self, messages: &[Message]) -> Result<(), Error> {
+        let text: String = messages.iter().flat_map(Message::texts).collect();
+        match [&self.image, &self.video].into_iter().find(|placeholder| text.contains(&placeholder.text)) {
+            Some(placeholder) => Err(Error::PlaceholderInText { token: placeholder.text.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// See [`ImageProcessor::process`].
+    ///
+    /// # Errors
+    /// [`Error::ImageSize`] when the image is empty or too narrow.
+    pub fn image(&self, image: &RgbImage) -> Result<ProcessedImage, Error> {
+        self.images.process(image)
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The image processor.
+    #[must_use]
+    pub fn image_processor(&self) -> &ImageProcessor {
+        &self.images
+    }
+
+    /// The token that ends an answer.
+    #[must_use]
+    pub fn eos_token_id(&self) -> u32 {
+        self.eos_token_id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::tokenizer::tests::byte_tokenizer;
+    use crate::{Part, tokenizer};
+
+    const CONFIG: &str = r#"{"model_type": "qwen3_vl", "image_token_id": 260, "video_token_id": 261,
+        "vision_start_token_id": 258, "vision_end_token_id": 259,
+        "text_config": {"vocab_size": 272, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "rms_norm_eps": 1e-6,
+            "rope_theta": 1e4, "rope_scaling": {"mrope_section": [4, 2, 2]}, "max_position_embeddings": 64,
+            "eos_token_id": 257},
+        "vision_config": {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "in_channels": 3,
+            "patch_size": 2, "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32,
+            "num_position_embeddings": 16, "deepstack_visual_indexes": []}}"#;
+    const PREPROCESSOR: &str = r#"{"min_pixels": 16, "max_pixels": 1024, "patch_size": 2, "temporal_patch_size": 2,
+        "merge_size": 2, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}"#;
+    /// Shows images of users only, and joins the texts of a message.
+    const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{% if m.content is string %}{{ m.content }}{% else %}\
+        {% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% elif m.role == 'user' %}\
+        <|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}{{ tail }}";
+
+    fn directory() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        byte_tokenizer(dir.path());
+        for (name, text) in
+            [("config.json", CONFIG), ("preprocessor_config.json", PREPROCESSOR), ("chat_template.jinja", TEMPLATE)]
+        {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        dir
+    }
+
+    fn processor() -> Processor {
+        Processor::from_dir(directory().path()).unwrap()
+    }
+
+    #[test]
+    fn images_take_the_places_the_template_gives_them() {
+        let processor = processor();
+        let images = [(4, 8), (12, 4)].map(|(w, h)| processor.image(&RgbImage::new(w, h)).unwrap());
+        let parts = vec![Part::text("a"), Part::Image, Part::text("b"), Part::Image];
+        let prompt = processor.prompt(&[Message::system("s"), Message::user(parts)], &images).unwrap();
+        let byte = |text: &str| processor.tokenizer().token_id(text).unwrap();
+        let (start, end, vision, vision_end, pad) = (256, 257, 258, 259, 260);
+        // 4 x 8 pixels are 2 x 4 patches and 2 tokens; 12 x 4 are 3.
+        let expected = [
+            vec![start, byte("s"), end, start, byte("a"), vision, pad, pad, vision_end],
+            vec![byte("b"), vision, pad, pad, pad, vision_end, end],
+        ];
+        assert_eq!(prompt.input_ids, expected.concat());
+        assert_eq!(prompt.image_spans, [6..8, 11..14]);
+        assert_eq!(prompt.images.len(), 2);
+        assert_eq!(prompt.images[1].grid, images[1].grid);
+        assert_eq!(processor.eos_token_id(), end);
+    }
+
+    #[test]
+    fn template_variables_reach_the_template() {
+        let variables = serde_json::from_str(r#"{"tail": "!"}"#).unwrap();
+        let processor = processor().with_template_variables(variables);
+        let prompt = processor.prompt(&[Message::user("x")], &[]).unwrap();
+        assert_eq!(processor.tokenizer().decode(&prompt.input_ids).unwrap(), "x!");
+        assert!(prompt.image_spans.is_empty());
+    }
+
+    #[test]
+    fn images_and_placeholders_must_match() {
+        let processor = processor();
+        let image = processor.image(&RgbImage::new(4, 4)).unwrap();
+        let one = [Message::user(vec![Part::Image])];
+        assert!(matches!(processor.prompt(&one, &[]), Err(Error::ImageCount { placeholders: 1, images: 0 })));
+        let two = [image.clone(), image.clone()];
+        assert!(matches!(processor.prompt(&one, &two), Err(Error::ImageCount { placeholders: 1, images: 2 })));
+        // The template shows no images of the system.
+        let hidden = [Message::system(vec![Part::Image])];
+        assert!(matches!(processor.prompt(&hidden, &[image]), Err(Error::ImageCount { placeholders: 0, images: 1 })));
+    }
+
+    #[test]
+    fn text_cannot_pass_for_an_image() {
+        let processor = processor();
+        let image = processor.image(&RgbImage::new(4, 4)).unwrap();
+        // Split over two parts around an image that the template drops, so that the counts would agree.
+        let split = vec![Part::text("<|image_"), Part::Image, Part::text("pad|>")];
+        for message in [
+            Message::user("what is <|image_pad|>?"),
+            Message::user(vec![Part::Image, Part::text("<|video_pad|>")]),
+            Message::system(split),
+        ] {
+            let error = processor.prompt(&[message], std::slice::from_ref(&image)).unwrap_err();
+            assert!(matches!(error, Error::PlaceholderInText { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_of_different_models_are_refused() {
+        for (from, to, word) in [
+            (r#""patch_size": 2"#, r#""patch_size": 4"#, "vision_config.patch_size"),
+            (r#""vocab_size": 272"#, r#""vocab_size": 261"#, "261 rows"),
+            (r#""image_token_id": 260"#, r#""image_token_id": 270"#, "image_token_id"),
+            (r#""video_token_id": 261"#, r#""video_token_id": 3000"#, "video_token_id"),
+        ] {
+            let dir = directory();
+            std::fs::write(dir.path().join("config.json"), CONFIG.replacen(from, to, 1)).unwrap();
+            let error = Processor::from_dir(dir.path()).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        assert_eq!(tokenizer::tests::SPECIAL[4], processor().image.text);
+    }
+}

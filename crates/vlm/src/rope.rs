@@ -1,0 +1,117 @@
+//! Rotary position embeddings: multimodal (time, height, width) in the decoder, two-dimensional in the vision tower.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::config::TextConfig;
+
+/// Cosines and sines for a set of positions, ready to broadcast over queries and keys.
+#[derive(Debug, Clone)]
+pub(crate) struct Rotary<const D: usize> {
+    cos: Tensor<D>,
+    sin: Tensor<D>,
+}
+
+impl<const D: usize> Rotary<D> {
+    /// From one angle per frequency: `angles` has the row length `head_dim / 2`, `shape` the full `head_dim`.
+    fn from_angles(angles: &[f32], shape: [usize; D], device: &Device) -> Self {
+        let half = shape[D - 1] / 2;
+        // Both halves of a head share their angles (the "rotate half" convention).
+        let table = |f: fn(f64) -> f64| {
+            let mut values = Vec::with_capacity(angles.len() * 2);
+            for row in angles.chunks_exact(half) {
+                let start = values.len();
+                values.extend(row.iter().map(|&angle| f(f64::from(angle)) as f32));
+                values.extend_from_within(start..);
+            }
+            Tensor::from_data(TensorData::new(values, shape), device)
+        };
+        Self { cos: table(f64::cos), sin: table(f64::sin) }
+    }
+
+    /// Rotates `x`, whose last axis is a head.
+    pub(crate) fn apply(&self, x: Tensor<D>) -> Tensor<D> {
+        let half = x.dims()[D - 1] / 2;
+        let first = x.clone().narrow(D - 1, 0, half);
+        let second = x.clone().narrow(D - 1, half, half);
+        x * self.cos.clone() + Tensor::cat(vec![second.neg(), first], D - 1) * self.sin.clone()
+    }
+}
+
+impl Rotary<4> {
+    /// The tables of `[prompts, ...]` once for every completion: `[prompts x completions, ...]`.
+    pub(crate) fn for_completions(&self, completions: usize) -> Self {
+        let repeat = |table: &Tensor<4>| {
+            let [prompts, tokens, heads, dim] = table.dims();
+            table
+                .clone()
+                .unsqueeze_dim::<5>(1)
+                .expand([prompts, completions, tokens, heads, dim])
+                .reshape([prompts * completions, tokens, heads, dim])
+        };
+        Self { cos: repeat(&self.cos), sin: repeat(&self.sin) }
+    }
+}
+
+/// `1 / base^(2i / dim)` for `i` in `0..dim / 2`, rounded to f32 as PyTorch does.
+fn inverse_frequencies(dim: usize, base: f64) -> Vec<f32> {
+    (0..dim / 2).map(|i| (1.0 / base.powf((2 * i) as f64 / dim as f64)) as f32).collect()
+}
+
+/// A token's place on the three axes (time, height, width). Text tokens have the same value on all three.
+pub type Position = [u32; 3];
+
+/// The decoder's rotary embedding.
+#[derive(Debug, Clone)]
+pub(crate) struct MultimodalRope {
+    inverse_frequencies: Vec<f32>,
+    /// Which axis of a [`Position`] turns each frequency.
+    axes: Vec<usize>,
+    head_dim: usize,
+}
+
+impl MultimodalRope {
+    pub(crate) fn new(config: &TextConfig) -> Self {
+        let half = config.head_dim / 2;
+        let [_, height, width] = config.rope_scaling.mrope_section;
+        let axes = if config.rope_scaling.mrope_interleaved {
+            // Time, height and width take turns until height and width have had their share.
+            (0..half)
+                .map(|i| match i % 3 {
+                    1 if i < 3 * height => 1,
+                    2 if i < 3 * width => 2,
+                    _ => 0,
+                })
+                .collect()
+        } else {
+            let sections = config.rope_scaling.mrope_section;
+            sections.iter().enumerate().flat_map(|(axis, &length)| vec![axis; length]).collect()
+        };
+        Self { inverse_frequencies: inverse_frequencies(config.head_dim, config.rope_theta), axes, head_dim: config.head_dim }
+    }
+
+    /// Tables for `rows` x `columns` positions given row by row: `[rows, columns, 1, head_dim]`, which broadcasts over
+    /// heads.
+    pub(crate) fn tables(&self, positions: &[Position], rows: usize, device: &Device) -> Rotary<4> {
+        let mut angles = Vec::with_capacity(positions.len() * self.axes.len());
+        for position in positions {
+            angles.extend(
+                self.inverse_frequencies.iter().zip(&self.axes).map(|(&frequency, &axis)| position[axis] as f32 * frequency),
+            );
+        }
+        Rotary::from_angles(&angles, [rows, positions.len() / rows, 1, self.head_dim], device)
+    }
+}
+
+/// The vision tower's rotary embedding: half of a head's frequencies turn with the row, half with the column.
+///
+/// `coordinates` are (row, column) of every patch; the tables have the shape `[1, patches, 1, head_dim]`.
+pub(crate) fn vision_rotary(coordinates: &[(usize, usize)], head_dim: usize, device: &Device) -> Rotary<4> {
+    const BASE: f64 = 10_000.0;
+    let frequencies = inverse_frequencies(head_dim / 2, BASE);
+    let mut angles = Vec::with_capacity(coordinates.len() * head_dim / 2);
+    for &(row, column) in coordinates {
+        angles.extend(frequencies.iter().map(|frequency| row as f32 * frequency));
+        angles.extend(frequencies.iter().map(|frequency| column as f32 * frequency));
+    }
+    Rotary::from_angles(&angles, [1, coordinates.len(), 1, head_dim], device)
+}

@@ -1,0 +1,380 @@
+//! The decoder: grouped-query attention with multimodal rotary positions, SwiGLU, RMSNorm.
+//!
+//! A prompt runs through it once ([`TextModel::prompt`]), however many completions it has: completions
+//! ([`TextModel::complete`]) attend to the prompt's keys and values, which are stored once a prompt, and to their own.
+//! Scoring and decoding are the same code; gradients flow through both passes. This is the attention of one long
+//! sequence per completion, computed without repeating the prompt.
+//!
+//! Field names are those of the published weights.
+
+use burn::module::{Initializer, Module};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+
+use crate::config::TextConfig;
+use crate::rope::{MultimodalRope, Position, Rotary};
+
+/// Added to the scores of positions that must not be seen. Finite, so that a row without any visible position stays
+/// free of NaN.
+const MASKED: f32 = -1e30;
+
+/// The decoder without its output head.
+#[derive(Module, Debug)]
+pub(crate) struct TextModel {
+    pub(crate) embed_tokens: Embedding,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    #[module(skip)]
+    rope: MultimodalRope,
+}
+
+#[derive(Module, Debug)]
+struct DecoderLayer {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    mlp: Mlp,
+}
+
+#[derive(Module, Debug)]
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
+    #[module(skip)]
+    heads: Heads,
+}
+
+/// How queries share keys.
+#[derive(Debug, Clone, Copy)]
+struct Heads {
+    query: usize,
+    key: usize,
+    dim: usize,
+}
+
+#[derive(Module, Debug)]
+struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+/// Keys and values of one layer.
+#[derive(Debug, Clone)]
+pub(crate) struct KeyValue<const D: usize> {
+    pub(crate) key: Tensor<D>,
+    pub(crate) value: Tensor<D>,
+}
+
+/// Prompts that have run through the decoder.
+#[derive(Debug, Clone)]
+pub(crate) struct PromptStates {
+    /// Final hidden states, normalised: `[prompts, tokens, hidden_size]`. Rows are right-padded; padding holds
+    /// finite numbers without meaning.
+    pub(crate) hidden: Tensor<3>,
+    /// Per layer, `[prompts, key heads, tokens, head_dim]`.
+    pub(crate) layers: Vec<KeyValue<4>>,
+    /// Keys of the last layer before the rotary embedding, same shape; kept on request.
+    pub(crate) last_key_before_rope: Option<Tensor<4>>,
+    /// Hides the padding: `[prompts, 1, 1, tokens]` of zeros and [`MASKED`]. `None` when there is no padding.
+    padding: Option<Tensor<4>>,
+}
+
+/// Keys and values that completions have produced so far, in preallocated tensors: decoding appends to them.
+pub(crate) struct CompletionCache {
+    /// Per layer, `[prompts, key heads, completions, capacity, head_dim]`.
+    layers: Vec<KeyValue<5>>,
+    length: usize,
+}
+
+/// Queries of the last layer, for credit assignment: `[prompts, key heads, completions, queries a key head x tokens,
+/// head_dim]`, before and after the rotary embedding.
+pub(crate) struct LastQueries {
+    pub(crate) before_rope: Tensor<5>,
+    pub(crate) after_rope: Tensor<5>,
+}
+
+impl TextModel {
+    pub(crate) fn new(config: &TextConfig, device: &Device) -> Self {
+        Self {
+            embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size)
+                .with_initializer(Initializer::Normal { mean: 0.0, std: config.initializer_range })
+                .init(device),
+            layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(config, device)).collect(),
+            norm: rms_norm(config.hidden_size, config, device),
+            rope: MultimodalRope::new(config),
+        }
+    }
+
+    /// Runs prompts.
+    ///
+    /// `embeddings` is `[prompts, tokens, hidden_size]`, right-padded to the longest of `lengths`; `positions` are given
+    /// row by row for the padded rows; `deepstack[i]` is added after layer `i`.
+    pub(crate) fn prompt(
+        &self,
+        embeddings: Tensor<3>,
+        lengths: &[usize],
+        positions: &[Position],
+        deepstack: Vec<Tensor<3>>,
+        keep_key_before_rope: bool,
+    ) -> PromptStates {
+        let [prompts, tokens, _] = embeddings.dims();
+        let device = embeddings.device();
+        let rotary = self.rope.tables(positions, prompts, &device);
+        // Padding comes after every real token, so the causal mask alone hides it from them.
+        let mask = causal_mask(tokens, tokens, &device);
+        let mut deepstack = deepstack.into_iter();
+        let mut layers = Vec::with_capacity(self.layers.len());
+        let mut last_key_before_rope = None;
+        let mut x = embeddings;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let projected = layer.self_attn.project(layer.input_layernorm.forward(x.clone()), &rotary);
+            let attended = layer.self_attn.attend_self(projected.query_after_rope, &projected.key_value, &mask);
+            x = layer.finish(x, attended);
+            if let Some(features) = deepstack.next() {
+                x = x + features;
+            }
+            if keep_key_before_rope && index + 1 == self.layers.len() {
+                last_key_before_rope = Some(projected.key_before_rope);
+            }
+            layers.push(projected.key_value);
+        }
+        let padding = lengths.iter().any(|&length| length < tokens).then(|| {
+            let values: Vec<f32> =
+                lengths.iter().flat_map(|&length| (0..tokens).map(move |i| if i < length { 0.0 } else { MASKED })).collect();
+            Tensor::from_data(TensorData::new(values, [prompts, 1, 1, tokens]), &device)
+        });
+        PromptStates { hidden: self.norm.forward(x), layers, last_key_before_rope, padding }
+    }
+
+    /// Room for `capacity` tokens of `completions` completions for every prompt.
+    pub(crate) fn completion_cache(&self, prompt: &PromptStates, completions: usize, capacity: usize) -> CompletionCache {
+        let layers = prompt
+            .layers
+            .iter()
+            .map(|layer| {
+                let [prompts, heads, _, dim] = layer.key.dims();
+                let empty = || Tensor::zeros([prompts, heads, completions, capacity, dim], &layer.key.device());
+                KeyValue { key: empty(), value: empty() }
+            })
+            .collect();
+        CompletionCache { layers, length: 0 }
+    }
+
+    /// Runs completion tokens behind their prompts and returns the final hidden states, normalised, same shape.
+    ///
+    /// `embeddings` is `[prompts, completions, tokens, hidden_size]`, `positions` the first token's position of every
+    /// prompt's completions. With a cache, the tokens continue those in it and are appended; without, they are the
+    /// whole completions.
+    pub(crate) fn complete(
+        &self,
+        prompt: &PromptStates,
+        embeddings: Tensor<4>,
+        positions: &[u32],
+        mut cache: Option<&mut CompletionCache>,
+        last_queries: Option<&mut Option<LastQueries>>,
+    ) -> Tensor<4> {
+        let [prompts, completions, tokens, hidden] = embeddings.dims();
+        let device = embeddings.device();
+        let start = cache.as_ref().map_or(0, |cache| cache.length);
+        let positions: Vec<Position> =
+            positions.iter().flat_map(|&first| (0..tokens as u32).map(move |i| [first + i; 3])).collect();
+        let rotary = self.rope.tables(&positions, prompts, &device).for_completions(completions);
+        let mask = (tokens > 1).then(|| causal_mask(tokens, start + tokens, &device));
+        let mut queries = None;
+        let mut x = embeddings.reshape([prompts * completions, tokens, hidden]);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let projected = layer.self_attn.project(layer.input_layernorm.forward(x.clone()), &rotary);
+            let per_prompt = |t: Tensor<4>| {
+                let [_, heads, tokens, dim] = t.dims();
+                t.reshape([prompts, completions, heads, tokens, dim]).swap_dims(1, 2)
+            };
+            let mut own = KeyValue { key: per_prompt(projected.key_value.key), value: per_prompt(projected.key_value.value) };
+            if let Some(cache) = cache.as_deref_mut() {
+                own = cache.append(index, own, start);
+            }
+            let heads = layer.self_attn.heads;
+            let fold = |query: Tensor<4>| {
+                // [prompts x completions, query heads, tokens, dim]: the query heads of a key head lie side by side.
+                query
+                    .reshape([prompts, completions, heads.key, heads.query / heads.key * tokens, heads.dim])
+                    .swap_dims(1, 2)
+            };
+            let query = fold(projected.query_after_rope);
+            if last_queries.is_some() && index + 1 == self.layers.len() {
+                queries = Some(LastQueries {
+                    before_rope: fold(projected.query_before_rope),
+                    after_rope: query.clone(),
+                });
+            }
+            let attended =
+                layer.self_attn.attend_prompt_and_own(query, &prompt.layers[index], prompt.padding.as_ref(), &own, mask.as_ref());
+            x = layer.finish(x, attended);
+        }
+        if let Some(cache) = cache {
+            cache.length += tokens;
+        }
+        if let Some(slot) = last_queries {
+            *slot = queries;
+        }
+        self.norm.forward(x).reshape([prompts, completions, tokens, hidden])
+    }
+}
+
+impl CompletionCache {
+    /// Writes one layer's new keys and values at `start` and returns everything up to and with them.
+    fn append(&mut self, layer: usize, new: KeyValue<5>, start: usize) -> KeyValue<5> {
+        let [prompts, heads, completions, tokens, dim] = new.key.dims();
+        let range = [0..prompts, 0..heads, 0..completions, start..start + tokens, 0..dim];
+        let slot = &mut self.layers[layer];
+        slot.key.inplace(|key| key.slice_assign(range.clone(), new.key));
+        slot.value.inplace(|value| value.slice_assign(range, new.value));
+        let filled = |t: &Tensor<5>| t.clone().narrow(3, 0, start + tokens);
+        KeyValue { key: filled(&slot.key), value: filled(&slot.value) }
+    }
+}
+
+/// What attention computes from the residual stream.
+struct Projected {
+    /// `[rows, query heads, tokens, head_dim]`.
+    query_before_rope: Tensor<4>,
+    query_after_rope: Tensor<4>,
+    /// `[rows, key heads, tokens, head_dim]`.
+    key_before_rope: Tensor<4>,
+    key_value: KeyValue<4>,
+}
+
+impl DecoderLayer {
+    fn new(config: &TextConfig, device: &Device) -> Self {
+        let linear = |input, output| LinearConfig::new(input, output).with_bias(false).init(device);
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let heads = Heads { query: config.num_attention_heads, key: config.num_key_value_heads, dim: config.head_dim };
+        Self {
+            input_layernorm: rms_norm(hidden, config, device),
+            self_attn: Attention {
+                q_proj: linear(hidden, heads.query * heads.dim),
+                k_proj: linear(hidden, heads.key * heads.dim),
+                v_proj: linear(hidden, heads.key * heads.dim),
+                o_proj: linear(heads.query * heads.dim, hidden),
+                q_norm: Some(rms_norm(heads.dim, config, device)),
+                k_norm: Some(rms_norm(heads.dim, config, device)),
+                heads,
+            },
+            post_attention_layernorm: rms_norm(hidden, config, device),
+            mlp: Mlp {
+                gate_proj: linear(hidden, inner),
+                up_proj: linear(hidden, inner),
+                down_proj: linear(inner, hidden),
+            },
+        }
+    }
+
+    /// What follows attention: the residual and the feed-forward half. `attended` is in heads, `x` in the stream.
+    fn finish(&self, x: Tensor<3>, attended: Tensor<3>) -> Tensor<3> {
+        let x = x + self.self_attn.o_proj.forward(attended);
+        let y = self.post_attention_layernorm.forward(x.clone());
+        let y = silu(self.mlp.gate_proj.forward(y.clone())) * self.mlp.up_proj.forward(y);
+        x + self.mlp.down_proj.forward(y)
+    }
+}
+
+impl Attention {
+    fn project(&self, x: Tensor<3>, rotary: &Rotary<4>) -> Projected {
+        let [rows, tokens, _] = x.dims();
+        let heads = |t: Tensor<3>, count| t.reshape([rows, tokens, count, self.heads.dim]);
+        let normalised = |norm: &Option<RmsNorm>, t: Tensor<4>| match norm {
+            Some(norm) => norm.forward(t),
+            None => t,
+        };
+        let query = normalised(&self.q_norm, heads(self.q_proj.forward(x.clone()), self.heads.query));
+        let key = normalised(&self.k_norm, heads(self.k_proj.forward(x.clone()), self.heads.key));
+        let value = heads(self.v_proj.forward(x), self.heads.key);
+        Projected {
+            query_after_rope: rotary.apply(query.clone()).swap_dims(1, 2),
+            query_before_rope: query.swap_dims(1, 2),
+            key_value: KeyValue { key: rotary.apply(key.clone()).swap_dims(1, 2), value: value.swap_dims(1, 2) },
+            key_before_rope: key.swap_dims(1, 2),
+        }
+    }
+
+    fn scale(&self) -> f64 {
+        (self.heads.dim as f64).powf(-0.5)
+    }
+
+    /// Causal attention of rows to themselves; returns `[rows, tokens, query heads x head_dim]`.
+    fn attend_self(&self, query: Tensor<4>, own: &KeyValue<4>, mask: &Tensor<2>) -> Tensor<3> {
+        let Heads { query: query_heads, key: key_heads, dim } = self.heads;
+        let [rows, _, tokens, _] = query.dims();
+        let shared = query_heads / key_heads;
+        // The query heads of one key head become further rows of one matrix product.
+        let query = query.reshape([rows, key_heads, shared * tokens, dim]) * self.scale();
+        let scores = query.matmul(own.key.clone().swap_dims(2, 3)).reshape([rows, key_heads, shared, tokens, tokens]);
+        let scores = (scores + mask.clone().unsqueeze()).reshape([rows, key_heads, shared * tokens, tokens]);
+        softmax(scores, 3)
+            .matmul(own.value.clone())
+            .reshape([rows, query_heads, tokens, dim])
+            .swap_dims(1, 2)
+            .reshape([rows, tokens, query_heads * dim])
+    }
+
+    /// Attention of completions to their prompt and to themselves under one softmax; returns `[prompts x completions,
+    /// tokens, query heads x head_dim]`.
+    fn attend_prompt_and_own(
+        &self,
+        query: Tensor<5>,
+        prompt: &KeyValue<4>,
+        padding: Option<&Tensor<4>>,
+        own: &KeyValue<5>,
+        mask: Option<&Tensor<2>>,
+    ) -> Tensor<3> {
+        let Heads { query: query_heads, key: key_heads, dim } = self.heads;
+        let shared = query_heads / key_heads;
+        let [prompts, _, completions, rows, _] = query.dims();
+        let tokens = rows / shared;
+        let (prompt_tokens, own_tokens) = (prompt.key.dims()[2], own.key.dims()[3]);
+        let query = query * self.scale();
+
+        // All completions of a prompt are rows of one product with its keys: nothing is repeated.
+        let flat = query.clone().reshape([prompts, key_heads, completions * rows, dim]);
+        let mut to_prompt = flat.matmul(prompt.key.clone().swap_dims(2, 3));
+        if let Some(padding) = padding {
+            to_prompt = to_prompt + padding.clone();
+        }
+        let to_prompt = to_prompt.reshape([prompts, key_heads, completions, rows, prompt_tokens]);
+        let mut to_own = query.matmul(own.key.clone().swap_dims(3, 4));
+        if let Some(mask) = mask {
+            to_own = (to_own.reshape([prompts, key_heads, completions * shared, tokens, own_tokens])
+                + mask.clone().unsqueeze())
+            .reshape([prompts, key_heads, completions, rows, own_tokens]);
+        }
+        let probabilities = softmax(Tensor::cat(vec![to_prompt, to_own], 4), 4);
+        let from_prompt = probabilities
+            .clone()
+            .narrow(4, 0, prompt_tokens)
+            .reshape([prompts, key_heads, completions * rows, prompt_tokens])
+            .matmul(prompt.value.clone())
+            .reshape([prompts, key_heads, completions, rows, dim]);
+        let from_own = probabilities.narrow(4, prompt_tokens, own_tokens).matmul(own.value.clone());
+        (from_prompt + from_own)
+            .reshape([prompts, key_heads, completions, shared, tokens * dim])
+            .permute([0, 2, 1, 3, 4])
+            .reshape([prompts * completions, query_heads, tokens, dim])
+            .swap_dims(1, 2)
+            .reshape([prompts * completions, tokens, query_heads * dim])
+    }
+}
+
+/// `[queries, keys]` of zeros and [`MASKED`]; the last query sees every key.
+fn causal_mask(queries: usize, keys: usize, device: &Device) -> Tensor<2> {
+    let hidden = Tensor::<2, Bool>::tril_mask([queries, keys], (keys - queries) as i64, device);
+    Tensor::zeros([queries, keys], device).mask_fill(hidden, MASKED)
+}
+
+fn rms_norm(width: usize, config: &TextConfig, device: &Device) -> RmsNorm {
+    RmsNormConfig::new(width).with_epsilon(config.rms_norm_eps).init(device)
+}

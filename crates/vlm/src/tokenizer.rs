@@ -1,0 +1,136 @@
+//! Text to token ids and back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::Error;
+
+/// The tokenizer in `tokenizer.json`. Clones share the vocabulary.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: Arc<tokenizers::Tokenizer>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` in a model directory.
+    ///
+    /// Truncation and padding that the file asks for are switched off: training must not cut a text unnoticed.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the file is missing or no tokenizer.
+    pub fn from_dir(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join("tokenizer.json");
+        let read = || {
+            let mut inner = tokenizers::Tokenizer::from_file(&path)?;
+            inner.with_truncation(None)?;
+            inner.with_padding(None);
+            Ok(Arc::new(inner))
+        };
+        let inner = read().map_err(|error: tokenizers::Error| problem(&path, &*error))?;
+        Ok(Self { path, inner })
+    }
+
+    /// Token ids of a text. Special tokens written out in it count as such; none are added.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the vocabulary cannot express the text; byte-level ones always can.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| problem(&self.path, &*error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of token ids, without special tokens. Ids that no token has are skipped; bytes that are no UTF-8 become
+    /// U+FFFD.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the tokenizer's decoder refuses the tokens; byte-level ones never do.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+        self.inner.decode(ids, true).map_err(|error| problem(&self.path, &*error))
+    }
+
+    /// What one token stands for, special tokens by name; empty for an id that no token has.
+    ///
+    /// A token that is part of a character becomes U+FFFD, so that joined texts can differ from
+    /// [`decode`](Self::decode) there; ASCII, line breaks in particular, is exact.
+    #[must_use]
+    pub fn token_text(&self, id: u32) -> String {
+        self.inner.decode(&[id], false).unwrap_or_default()
+    }
+
+    /// Id of a token by its name in the vocabulary, such as `<|im_end|>`.
+    #[must_use]
+    pub fn token_id(&self, name: &str) -> Option<u32> {
+        self.inner.token_to_id(name)
+    }
+
+    /// Number of tokens, added ones included. The model's embedding table may have more rows.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// File that the tokenizer was read from.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn problem(path: &Path, error: &dyn std::error::Error) -> Error {
+    Error::Tokenizer { path: path.into(), problem: error.to_string() }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokenizers::models::bpe::{BPE, Vocab};
+    use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+    use tokenizers::{AddedToken, PaddingParams, TruncationParams};
+
+    use super::*;
+
+    /// Special tokens of [`byte_tokenizer`]; their ids start at 256.
+    pub(crate) const SPECIAL: [&str; 6] =
+        ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"];
+
+    /// Writes a `tokenizer.json` with one token a byte and the special tokens of Qwen's chat format.
+    pub(crate) fn byte_tokenizer(dir: &Path) {
+        let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+        alphabet.sort_unstable();
+        let vocabulary: Vocab = alphabet.iter().zip(0..).map(|(letter, id)| (letter.to_string(), id)).collect();
+        let mut tokenizer = tokenizers::Tokenizer::new(BPE::new(vocabulary, vec![]));
+        let bytes = ByteLevel::new(false, false, false);
+        tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
+        tokenizer.add_special_tokens(SPECIAL.map(|name| AddedToken::from(name, true))).unwrap();
+        tokenizer.with_truncation(Some(TruncationParams { max_length: 3, ..Default::default() })).unwrap();
+        tokenizer.with_padding(Some(PaddingParams::default()));
+        tokenizer.save(dir.join("tokenizer.json"), false).unwrap();
+    }
+
+    #[test]
+    fn texts_come_back_and_special_tokens_are_recognised() {
+        let dir = tempfile::tempdir().unwrap();
+        byte_tokenizer(dir.path());
+        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        assert_eq!(tokenizer.vocab_size(), 262);
+        assert_eq!(tokenizer.token_id("<|im_end|>"), Some(257));
+        assert_eq!(tokenizer.token_id("absent"), None);
+        // Longer than the truncation in the file.
+        let ids = tokenizer.encode("é\n\n<|im_end|>").unwrap();
+        assert_eq!(ids.len(), 5);
+        assert_eq!(ids[4], 257);
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "é\n\n");
+        let texts: Vec<String> = ids.iter().map(|&id| tokenizer.token_text(id)).collect();
+        assert_eq!(texts, ["\u{fffd}", "\u{fffd}", "\n", "\n", "<|im_end|>"]);
+        assert_eq!(tokenizer.token_text(9999), "");
+    }
+
+    #[test]
+    fn broken_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Tokenizer::from_dir(dir.path()).unwrap_err().to_string().contains("tokenizer.json"));
+        std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+        assert!(Tokenizer::from_dir(dir.path()).unwrap_err().to_string().contains("tokenizer.json"));
+    }
+}

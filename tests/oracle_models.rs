@@ -1,0 +1,386 @@
+//! The models held against transformers: vision features, logits, log-probabilities, gradients, optimizer steps,
+//! greedy tokens, for every case of every model directory in the oracle that this release supports.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{Device, Tensor};
+use firesight_rl::{Algorithm, clip_global_norm};
+use firesight_vlm::{Generation, Grid, ProcessedImage, Prompt, QwenVl, Scored, TokenMask, published_names};
+use support::{Tensors, relative_error};
+
+/// What float32 explains for sums in another order.
+const TOLERANCE: f64 = 1e-4;
+
+struct Case {
+    name: String,
+    tensors: Tensors,
+    /// Prompt and completion of every row.
+    rows: Vec<(Prompt, Vec<u32>)>,
+    summary: serde_json::Value,
+}
+
+/// Model directories of a supported kind, with their cases.
+fn models() -> Vec<(PathBuf, Vec<Case>)> {
+    let dirs = support::case_dirs(&support::oracle_dir().join("models"));
+    assert!(!dirs.is_empty(), "no models in {}", support::oracle_dir().display());
+    let supported: Vec<PathBuf> = dirs
+        .into_iter()
+        .filter(|dir| {
+            let kind = support::json(&dir.join("config.json"))["model_type"].as_str().unwrap().to_owned();
+            let supported = kind == "qwen3_vl";
+            if !supported {
+                println!("skipped {}: {kind} is not supported yet", dir.display());
+            }
+            supported
+        })
+        .collect();
+    assert!(!supported.is_empty());
+    supported.into_iter().map(|dir| (dir.clone(), cases(&dir))).collect()
+}
+
+fn cases(dir: &Path) -> Vec<Case> {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(dir.join("expected"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .collect();
+    names.sort();
+    names.iter().map(|path| case(dir, path)).collect()
+}
+
+fn case(dir: &Path, path: &Path) -> Case {
+    let tensors = Tensors::read(&path.with_extension("safetensors"));
+    let merge = support::json(&dir.join("config.json"))["vision_config"]["spatial_merge_size"].as_u64().unwrap() as usize;
+    let mut images = images(&tensors, merge).into_iter();
+    let row_values = |ids: &str, mask: &str| -> Vec<Vec<i64>> {
+        let (shape, ids) = tensors.i64(ids);
+        let (_, mask) = tensors.i64(mask);
+        ids.chunks_exact(shape[1])
+            .zip(mask.chunks_exact(shape[1]))
+            .map(|(ids, mask)| ids.iter().zip(mask).filter(|(_, mask)| **mask == 1).map(|(id, _)| *id).collect())
+            .collect()
+    };
+    let image_token = support::json(&dir.join("config.json"))["image_token_id"].as_i64().unwrap();
+    let rows = row_values("prompt_ids", "prompt_mask")
+        .into_iter()
+        .zip(row_values("completion_ids", "completion_mask"))
+        .map(|(prompt, completion)| {
+            let image_spans = runs(&prompt, image_token);
+            let prompt = Prompt {
+                input_ids: prompt.iter().map(|&id| id as u32).collect(),
+                images: images.by_ref().take(image_spans.len()).collect(),
+                image_spans,
+            };
+            (prompt, completion.iter().map(|&id| id as u32).collect())
+        })
+        .collect();
+    assert!(images.next().is_none(), "{}: more images than placeholders", path.display());
+    let name = format!("{}/{}", dir.file_name().unwrap().display(), path.file_stem().unwrap().display());
+    Case { name, tensors, rows, summary: support::json(path) }
+}
+
+fn images(tensors: &Tensors, merge: usize) -> Vec<ProcessedImage> {
+    if !tensors.contains("pixel_values") {
+        return Vec::new();
+    }
+    let (shape, pixels) = tensors.f32("pixel_values");
+    let mut patches = pixels.chunks_exact(shape[1]);
+    let (_, grids) = tensors.i64("image_grid_thw");
+    grids
+        .chunks_exact(3)
+        .map(|grid| {
+            let grid = Grid { t: grid[0] as usize, h: grid[1] as usize, w: grid[2] as usize };
+            assert!(grid.h.is_multiple_of(merge));
+            let pixel_values: Vec<f32> = patches.by_ref().take(grid.patches()).flatten().copied().collect();
+            // The model never looks at the picture itself.
+            ProcessedImage { pixel_values: pixel_values.into(), grid, rgb: Arc::default() }
+        })
+        .collect()
+}
+
+/// Maximal runs of `token`: the oracle's prompts separate images by other tokens.
+fn runs(ids: &[i64], token: i64) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (position, _) in ids.iter().enumerate().filter(|&(_, &id)| id == token) {
+        match runs.last_mut() {
+            Some(run) if run.end == position => run.end += 1,
+            _ => runs.push(position..position + 1),
+        }
+    }
+    runs
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+fn everything(model: &QwenVl) -> TokenMask {
+    TokenMask::new(model.config().text_config.vocab_size, []).unwrap()
+}
+
+fn scored(case: &Case) -> Vec<Scored<'_>> {
+    case.rows.iter().map(|(prompt, completion)| Scored { prompt, completions: vec![completion] }).collect()
+}
+
+/// Rows of `values` where the mask of the same layout is one.
+fn real(case: &Case, mask: &str, values: &[f32]) -> Vec<f32> {
+    let (_, mask) = case.tensors.i64(mask);
+    let width = values.len() / mask.len();
+    values.chunks_exact(width).zip(mask).filter(|&(_, mask)| mask == 1).flat_map(|(row, _)| row).copied().collect()
+}
+
+fn check(case: &Case, what: &str, found: &[f32], expected: &[f32]) {
+    let error = relative_error(found, expected);
+    println!("{:40} {what:42} {error:.1e}", case.name);
+    assert!(error < TOLERANCE, "{} {what}: relative error {error:.2e}", case.name);
+}
+
+#[test]
+fn vision_features() {
+    for (dir, cases) in models() {
+        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        for case in cases.iter().filter(|case| case.tensors.contains("vision.merged")) {
+            let images: Vec<&ProcessedImage> = case.rows.iter().flat_map(|(prompt, _)| &prompt.images).collect();
+            let features = model.encode_images(&images);
+            check(case, "vision.merged", &values(features.tokens), &case.tensors.f32("vision.merged").1);
+            for (level, found) in features.deepstack.into_iter().enumerate() {
+                let name = format!("vision.deepstack.{level}");
+                check(case, &name, &values(found), &case.tensors.f32(&name).1);
+            }
+        }
+    }
+}
+
+#[test]
+fn logits() {
+    for (dir, cases) in models() {
+        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        for case in &cases {
+            // The whole sequence as a prompt: the logits of every position.
+            let sequences: Vec<Prompt> = case
+                .rows
+                .iter()
+                .map(|(prompt, completion)| {
+                    let mut prompt = prompt.clone();
+                    prompt.input_ids.extend(completion);
+                    prompt
+                })
+                .collect();
+            let logits = model.prompt_logits(&sequences.iter().collect::<Vec<_>>()).unwrap();
+            let [_, tokens, vocabulary] = logits.dims();
+            let logits = values(logits);
+            let found: Vec<f32> = sequences
+                .iter()
+                .zip(logits.chunks_exact(tokens * vocabulary))
+                .flat_map(|(sequence, row)| &row[..sequence.input_ids.len() * vocabulary])
+                .copied()
+                .collect();
+            check(case, "logits", &found, &real(case, "attention_mask", &case.tensors.f32("logits").1));
+        }
+    }
+}
+
+#[test]
+fn completion_log_probs_and_entropy() {
+    for (dir, cases) in models() {
+        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        for case in &cases {
+            let scores = model.score(&scored(case), 1.0, &everything(&model), None).unwrap();
+            let (log_probs, entropy) = (values(scores.log_probs), values(scores.entropy));
+            let expected = |name| real(case, "completion_mask", &case.tensors.f32(name).1);
+            check(case, "log-probs", &real(case, "completion_mask", &log_probs), &expected("completion_logps"));
+            check(case, "entropy", &real(case, "completion_mask", &entropy), &expected("completion_entropy"));
+        }
+    }
+}
+
+/// Completions that share a prompt are scored as if each had the prompt to itself.
+#[test]
+fn a_shared_prompt_changes_nothing() {
+    for (dir, cases) in models() {
+        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        for case in &cases {
+            let completions: Vec<&[u32]> = case.rows.iter().map(|(_, completion)| completion.as_slice()).collect();
+            let score = |batch: Vec<Scored<'_>>| values(model.score(&batch, 0.7, &everything(&model), None).unwrap().log_probs);
+            // Every prompt of the case with every completion of the case, together and one by one.
+            let shared: Vec<f32> =
+                score(case.rows.iter().map(|(prompt, _)| Scored { prompt, completions: completions.clone() }).collect());
+            let longest = completions.iter().map(|c| c.len()).max().unwrap();
+            let mut alone = Vec::new();
+            for (prompt, _) in &case.rows {
+                for completion in &completions {
+                    let mut row = score(vec![Scored { prompt, completions: vec![completion] }]);
+                    row.resize(longest, 0.0);
+                    alone.extend(row);
+                }
+            }
+            check(case, "log-probs of a shared prompt", &shared, &alone);
+        }
+    }
+}
+
+struct ByName<'a> {
+    names: BTreeMap<ParamId, String>,
+    gradients: &'a GradientsParams,
+    found: BTreeMap<String, Vec<f32>>,
+}
+
+impl ModuleVisitor for ByName<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let name = self.names[&param.id].clone();
+        // burn stores the weights of linear layers transposed.
+        let value = self.gradients.get::<D>(param.id).map_or_else(
+            || vec![0.0; param.val().shape().num_elements()],
+            |gradient| values(published_layout(&name, gradient)),
+        );
+        self.found.insert(name, value);
+    }
+}
+
+struct Parameters {
+    names: BTreeMap<ParamId, String>,
+    found: BTreeMap<String, Vec<f32>>,
+}
+
+impl ModuleVisitor for Parameters {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let name = self.names[&param.id].clone();
+        let value = values(published_layout(&name, param.val()));
+        self.found.insert(name, value);
+    }
+}
+
+fn published_layout<const D: usize>(name: &str, tensor: Tensor<D>) -> Tensor<D> {
+    if D == 2 && !name.contains("embed") { tensor.transpose() } else { tensor }
+}
+
+fn gradients_by_name(model: &QwenVl, gradients: &GradientsParams) -> BTreeMap<String, Vec<f32>> {
+    let names = published_names(model).into_iter().map(|(name, id)| (id, name)).collect();
+    let mut visitor = ByName { names, gradients, found: BTreeMap::new() };
+    model.visit(&mut visitor);
+    visitor.found
+}
+
+/// Mean cross-entropy of the completion tokens and its gradients.
+fn supervised(model: &QwenVl, case: &Case) -> (f32, GradientsParams) {
+    let tokens: usize = case.rows.iter().map(|(_, completion)| completion.len()).sum();
+    let log_probs = model.score(&scored(case), 1.0, &everything(model), None).unwrap().log_probs;
+    let loss = log_probs.sum().neg() / tokens as f32;
+    let value = loss.clone().into_scalar::<f32>();
+    (value, GradientsParams::from_grads(loss.backward(), model))
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+fn supervised_gradients() {
+    for (dir, cases) in models() {
+        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
+        for case in &cases {
+            let (loss, gradients) = supervised(&model, case);
+            check(case, "loss", &[loss], &case.tensors.f32("loss").1);
+            let found = gradients_by_name(&model, &gradients);
+            for name in case.tensors.names().filter(|name| name.starts_with("grad.")) {
+                let parameter = name.trim_start_matches("grad.");
+                let found = found.get(parameter).unwrap_or_else(|| panic!("{}: no parameter {parameter}", case.name));
+                check(case, name, found, &case.tensors.f32(name).1);
+            }
+            // Every parameter, by the norm of its gradient.
+            let norms = case.summary["grad_norms"].as_object().unwrap();
+            let largest = norms.values().map(|norm| norm.as_f64().unwrap_or(0.0)).fold(0.0, f64::max);
+            for (parameter, expected) in norms {
+                let (found, expected) = (norm(&found[parameter]), expected.as_f64().unwrap_or(0.0));
+                let error = (found - expected).abs() / expected.max(1e-6 * largest);
+                assert!(error < TOLERANCE, "{} norm of {parameter}: {found} instead of {expected}", case.name);
+            }
+            let total = norm(&found.values().flatten().copied().collect::<Vec<f32>>());
+            check(case, "gradient norm", &[total as f32], &[case.summary["global_grad_norm"].as_f64().unwrap() as f32]);
+        }
+    }
+}
+
+#[test]
+fn adamw_steps() {
+    for (dir, _) in models() {
+        let expected = Tensors::read(&dir.join("expected/adamw_5steps.safetensors"));
+        // The oracle took these steps on one fixed case.
+        let case = case(&dir, &dir.join("expected/batch_leftpad.json"));
+        let mut model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
+        let mut optimizer =
+            AdamWConfig::new().with_beta_2(0.999).with_epsilon(1e-8).with_weight_decay(0.01).init();
+        let (mut losses, mut norms) = (Vec::new(), Vec::new());
+        for _ in 0..expected.f32("losses").1.len() {
+            let (loss, gradients) = supervised(&model, &case);
+            let (gradients, norm) = clip_global_norm(&model, gradients, 1.0).unwrap();
+            losses.push(loss);
+            norms.push(norm as f32);
+            model = optimizer.step(1e-3, model, gradients);
+        }
+        check(&case, "AdamW losses", &losses, &expected.f32("losses").1);
+        check(&case, "AdamW gradient norms", &norms, &expected.f32("grad_norms_before_clip").1);
+        let names = published_names(&model).into_iter().map(|(name, id)| (id, name)).collect();
+        let mut after = Parameters { names, found: BTreeMap::new() };
+        model.visit(&mut after);
+        for name in expected.names().filter(|name| name.starts_with("after.")) {
+            check(&case, name, &after.found[name.trim_start_matches("after.")], &expected.f32(name).1);
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens() {
+    for (dir, cases) in models() {
+        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let mask = everything(&model);
+        for case in &cases {
+            let (shape, expected) = case.tensors.i64("greedy_ids");
+            let options = Generation {
+                temperature: 0.0,
+                max_new_tokens: shape[1],
+                stop_tokens: &[],
+                mask: &mask,
+                seed: 0,
+                first_stream: 0,
+            };
+            let prompts: Vec<&Prompt> = case.rows.iter().map(|(prompt, _)| prompt).collect();
+            let found: Vec<i64> = model
+                .generate(&prompts, 1, &options)
+                .unwrap()
+                .iter()
+                .flat_map(|completions| completions[0].tokens.iter().map(|&id| i64::from(id)))
+                .collect();
+            println!("{:40} {} greedy tokens", case.name, found.len());
+            assert_eq!(found, expected, "{}", case.name);
+        }
+    }
+}
+
+/// Writing and reading a model directory changes nothing.
+#[test]
+fn weights_survive_a_round_trip() {
+    for (dir, cases) in models() {
+        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::copy(dir.join("config.json"), copy.path().join("config.json")).unwrap();
+        model.save_weights(copy.path()).unwrap();
+        let published = Tensors::read(&dir.join("model.safetensors"));
+        let written = Tensors::read(&copy.path().join("model.safetensors"));
+        assert_eq!(written.names().collect::<Vec<_>>(), published.names().collect::<Vec<_>>());
+        for name in published.names() {
+            assert_eq!(written.f32(name), published.f32(name), "{name}");
+        }
+        let again = QwenVl::from_dir(copy.path(), &Device::flex()).unwrap();
+        let prompts: Vec<&Prompt> = cases[0].rows.iter().map(|(prompt, _)| prompt).collect();
+        assert_eq!(values(model.prompt_logits(&prompts).unwrap()), values(again.prompt_logits(&prompts).unwrap()));
+    }
+}
