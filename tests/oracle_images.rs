@@ -57,7 +57,11 @@ fn sizes_are_those_of_smart_resize() {
         let found = smart_resize(side("h"), side("w"), side("factor"), number("min"), number("max"));
         if let Some(expected) = row["out"].as_array() {
             let (h, w) = found.unwrap();
-            assert_eq!([u64::from(h), u64::from(w)].as_slice(), expected.iter().map(|v| v.as_u64().unwrap()).collect::<Vec<_>>(), "{row}");
+            assert_eq!(
+                [u64::from(h), u64::from(w)].as_slice(),
+                expected.iter().map(|v| v.as_u64().unwrap()).collect::<Vec<_>>(),
+                "{row}"
+            );
         } else {
             assert!(matches!(found, Err(Error::ImageSize { .. })), "{row}");
             refused += 1;
@@ -106,7 +110,7 @@ fn every_colour_mode_decodes_as_pillow_does() {
         assert_eq!([decoded.height() as usize, decoded.width() as usize, 3].as_slice(), shape);
         let worst = decoded.as_raw().iter().zip(&expected).map(|(&a, &b)| a.abs_diff(b)).max().unwrap();
         // JPEG leaves the rounding of the inverse transform and of chroma upsampling to the decoder.
-        let allowed = if path.extension().unwrap() == "jpg" { 0 } else { 0 };
+        let allowed = if path.extension().unwrap() == "jpg" { 3 } else { 0 };
         assert!(worst <= allowed, "{name}: bytes differ by up to {worst}");
     }
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Tensor};
-use firesight_rl::{Algorithm, clip_global_norm};
+use burn::tensor::{Device, Tensor, TensorData};
+use firesight_rl::{Aggregation, Clip, KlPenalty, Loss, LossInput, RatioLevel, Sapo, Surrogate, clip_global_norm};
 use firesight_vlm::{Generation, Grid, ProcessedImage, Prompt, QwenVl, Scored, TokenMask, published_names};
 use support::{Tensors, relative_error};
 
@@ -321,7 +321,7 @@ fn adamw_steps() {
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         for _ in 0..expected.f32("losses").1.len() {
             let (loss, gradients) = supervised(&model, &case);
-            let (gradients, norm) = clip_global_norm(&model, gradients, 1.0).unwrap();
+            let (gradients, norm) = clip_global_norm(&model, gradients, Some(1.0)).unwrap();
             losses.push(loss);
             norms.push(norm as f32);
             model = optimizer.step(1e-3, model, gradients);
@@ -335,6 +335,93 @@ fn adamw_steps() {
             check(&case, name, &after.found[name.trim_start_matches("after.")], &expected.f32(name).1);
         }
     }
+}
+
+/// Our settings for the options of an end-to-end case; TRL's defaults where an option is not given.
+fn algorithm(options: &serde_json::Value) -> (Loss, Aggregation) {
+    let number = |name: &str, default: f64| options[name].as_f64().unwrap_or(default) as f32;
+    let sequence = options["importance_sampling_level"] == "sequence";
+    let clip = Clip { low: number("epsilon_low", 0.2), high: number("epsilon_high", 0.2), delta: None };
+    let (surrogate, aggregation): (Arc<dyn Surrogate>, _) = match options["loss_type"].as_str().unwrap() {
+        "grpo" => (Arc::new(clip), Aggregation::SequenceMean),
+        "dapo" => (Arc::new(clip), Aggregation::TokenMean),
+        "sapo" => (Arc::new(Sapo::default()), Aggregation::SequenceMean),
+        other => panic!("unknown loss {other}"),
+    };
+    let beta = number("beta", 0.0);
+    let loss = Loss {
+        ratio: if sequence { RatioLevel::Sequence } else { RatioLevel::Token },
+        surrogate,
+        kl: (beta != 0.0).then_some(KlPenalty { coefficient: beta, ratio_weighted: true }),
+        entropy_bonus: 0.0,
+    };
+    (loss, aggregation)
+}
+
+/// Policy losses through the whole model, against TRL's loss code through transformers' model.
+#[test]
+fn policy_gradients() {
+    let summaries = support::json(&support::oracle_dir().join("loss/grpo_e2e.json"));
+    let mut checked = 0;
+    for (dir, _) in models() {
+        let base = case(&dir, &dir.join("expected/batch_leftpad.json"));
+        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
+        let model_name = dir.file_name().unwrap().to_str().unwrap();
+        for (key, summary) in summaries.as_object().unwrap() {
+            let Some(name) = key.strip_prefix(&format!("{model_name}/")) else { continue };
+            let path = dir.join("expected").join(format!("{name}.safetensors"));
+            if !path.is_file() {
+                continue;
+            }
+            checked += 1;
+            let case = Case {
+                name: key.clone(),
+                tensors: Tensors::read(&path),
+                rows: base.rows.clone(),
+                summary: summary.clone(),
+            };
+            let (loss, aggregation) = algorithm(&case.summary["opts"]);
+            let temperature = case.summary["temperature"].as_f64().unwrap() as f32;
+            let scores = model.score(&scored(&case), temperature, &everything(&model), None).unwrap();
+            let device = scores.log_probs.device();
+            let [rows, width] = scores.log_probs.dims();
+            check(&case, "log-probs", &real(&base, "completion_mask", &values(scores.log_probs.clone())),
+                &real(&base, "completion_mask", &case.tensors.f32("logps").1));
+
+            let lengths: Vec<usize> = case.rows.iter().map(|(_, completion)| completion.len()).collect();
+            let per_token = |value: &dyn Fn(usize) -> f32| {
+                let values: Vec<f32> = (0..rows)
+                    .flat_map(|row| (0..width).map(move |token| (row, token)))
+                    .map(|(row, token)| if token < lengths[row] { value(row) } else { 0.0 })
+                    .collect();
+                Tensor::<2>::from_data(TensorData::new(values, [rows, width]), &device)
+            };
+            let stored = |name: &str| {
+                Tensor::<2>::from_data(TensorData::new(case.tensors.f32(name).1, [rows, width]), &device)
+            };
+            let advantages = case.tensors.f32("advantages").1;
+            let tokens = loss
+                .forward(LossInput {
+                    log_probs: scores.log_probs,
+                    old_log_probs: stored("old_logps"),
+                    ref_log_probs: Some(stored("ref_logps")),
+                    entropy: scores.entropy,
+                    advantages: per_token(&|row| advantages[row]),
+                    mask: per_token(&|_| 1.0),
+                })
+                .unwrap();
+            let total = loss.total(&tokens, &aggregation.coefficients(&lengths));
+            check(&case, "loss", &values(total.clone()), &case.tensors.f32("loss").1);
+            let gradients = GradientsParams::from_grads(total.backward(), &model);
+            let found = gradients_by_name(&model, &gradients);
+            for name in case.tensors.names().filter(|name| name.starts_with("grad.")) {
+                check(&case, name, &found[name.trim_start_matches("grad.")], &case.tensors.f32(name).1);
+            }
+            let total = norm(&found.values().flatten().copied().collect::<Vec<f32>>());
+            check(&case, "gradient norm", &[total as f32], &[case.summary["grad_norm"].as_f64().unwrap() as f32]);
+        }
+    }
+    assert!(checked > 0, "no end-to-end case");
 }
 
 #[test]

@@ -65,9 +65,10 @@ impl Tensors {
         let values = match dtype {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
             Dtype::F64 => bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
-            Dtype::BF16 => {
-                bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)).collect()
-            }
+            Dtype::BF16 => bytes
+                .chunks_exact(2)
+                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
+                .collect(),
             other => panic!("{}: {name} is {other:?}", self.path.display()),
         };
         (shape.clone(), values)
@@ -90,11 +91,10 @@ impl Tensors {
 pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len(), "lengths differ");
     let scale = expected.iter().fold(1e-6f64, |scale, &value| scale.max(f64::from(value).abs()));
-    let difference =
-        found.iter().zip(expected).fold(0.0f64, |worst, (&a, &b)| {
-            let difference = (f64::from(a) - f64::from(b)).abs();
-            // NaN must not pass for agreement.
-            if difference.is_nan() { f64::INFINITY } else { worst.max(difference) }
-        });
+    let difference = found.iter().zip(expected).fold(0.0f64, |worst, (&a, &b)| {
+        let difference = (f64::from(a) - f64::from(b)).abs();
+        // NaN must not pass for agreement.
+        if difference.is_nan() { f64::INFINITY } else { worst.max(difference) }
+    });
     difference / scale
 }

@@ -1,8 +1,6 @@
 use std::sync::Arc;
 
-use crate::{
-    AdvantageEstimator, Aggregation, Cispo, Clip, GroupRelative, KlPenalty, Loss, RatioLevel, Sapo, Scale,
-};
+use crate::{AdvantageEstimator, Aggregation, Cispo, Clip, GroupRelative, KlPenalty, Loss, RatioLevel, Sapo, Scale};
 
 /// An algorithm: a point in the space of independent choices. The constructors name the published points; every field
 /// may be changed afterwards.

@@ -14,6 +14,16 @@ pub trait CreditAssigner<P>: Sync {
     fn weights(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<Vec<f32>>, Error>;
 }
 
+impl<P, C: CreditAssigner<P> + Send + ?Sized> CreditAssigner<P> for Box<C> {
+    fn signals(&self) -> SignalSet {
+        (**self).signals()
+    }
+
+    fn weights(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<Vec<f32>>, Error> {
+        (**self).weights(groups, signals)
+    }
+}
+
 /// Every token gets the whole advantage: the base algorithm unchanged.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Uniform;
@@ -24,6 +34,10 @@ impl<P> CreditAssigner<P> for Uniform {
     }
 
     fn weights(&self, groups: &[Group<P>], _: &Signals) -> Result<Vec<Vec<f32>>, Error> {
-        Ok(groups.iter().flat_map(|group| &group.completions).map(|completion| vec![1.0; completion.tokens.len()]).collect())
+        Ok(groups
+            .iter()
+            .flat_map(|group| &group.completions)
+            .map(|completion| vec![1.0; completion.tokens.len()])
+            .collect())
     }
 }

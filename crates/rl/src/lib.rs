@@ -11,6 +11,8 @@
 //! an advantage over the tokens of a completion by what it sees of the scoring pass.
 //!
 //! The crate knows no image, no tokenizer, no file and no backend.
+// Tests compare numbers that have to agree bit for bit.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::float_cmp))]
 
 mod advantage;
 mod aggregation;
@@ -23,6 +25,7 @@ mod in_order;
 mod kl;
 mod loss;
 mod metrics;
+mod parallel;
 mod policy;
 mod random;
 mod rollout;
@@ -42,6 +45,7 @@ pub use gradients::clip_global_norm;
 pub use kl::{KlPenalty, k3};
 pub use loss::{Bound, Cispo, Clip, Loss, LossInput, RatioLevel, Sapo, Surrogate, TokenLoss};
 pub use metrics::{Metrics, Timing};
+pub use parallel::{gradients_in_parallel, sample_in_parallel};
 pub use policy::{Policy, Sampler, Sampling, Scores};
 pub use random::stream;
 pub use rollout::{Completion, Group, Reward};

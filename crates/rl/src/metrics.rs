@@ -82,7 +82,7 @@ pub(crate) fn batch_metrics<P>(groups: &[Group<P>], advantages: &[Vec<f32>]) -> 
     let completions = || groups.iter().flat_map(|group| &group.completions);
     let equal = groups.iter().filter(|group| {
         let mut totals = group.rewards.iter().map(|reward| reward.total);
-        totals.next().is_none_or(|first| totals.all(|total| total == first))
+        totals.next().is_none_or(|first| totals.all(|total| total - first == 0.0))
     });
     let mut parts: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for (name, value) in rewards().flat_map(|reward| &reward.parts) {
@@ -168,9 +168,7 @@ mod tests {
             completions: [1, 3]
                 .map(|length| Completion { tokens: vec![0; length], truncated: length == 3, ..Completion::default() })
                 .into(),
-            rewards: totals
-                .map(|total| Reward { total, parts: vec![("format".into(), total * 2.0)] })
-                .into(),
+            rewards: totals.map(|total| Reward { total, parts: vec![("format".into(), total * 2.0)] }).into(),
         };
         let metrics = batch_metrics(&[group([1.0, 1.0]), group([0.0, 1.0])], &[vec![0.0, 0.0], vec![-0.7, 0.7]]);
         let find = |name: &str| metrics.iter().find(|(found, _)| found == name).unwrap().1;

@@ -4,9 +4,12 @@ use burn::tensor::Tensor;
 use crate::{Completion, Error, Group, SignalSet, Signals};
 
 /// How completions are drawn.
+///
+/// There is no top-p and no top-k on purpose: log-probabilities are only those of the sampling distribution if the
+/// scorer renormalises over the very set of tokens the sampler kept, and a truncated set moves with every update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Softmax temperature; `0` takes the most likely token.
+    /// Softmax temperature; `0` takes the most likely token, which is for evaluation: training refuses it.
     pub temperature: f32,
     /// Longest completion, in tokens.
     pub max_tokens: usize,

@@ -2,9 +2,10 @@ use std::time::Instant;
 
 use burn::optim::ModuleOptimizer;
 
-use crate::in_order::in_order;
 use crate::metrics::{batch_metrics, timing_metrics};
-use crate::{Algorithm, CreditAssigner, Error, Group, Metrics, Policy, Sampler, Sampling, Task, Timing};
+use crate::{
+    Algorithm, CreditAssigner, Error, Group, Metrics, Policy, Sampler, Sampling, Task, Timing, sample_in_parallel,
+};
 
 /// How much is drawn and trained at a time.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +51,8 @@ impl Options {
         };
         let reason = "training draws from the distribution it scores, so the temperature is above zero";
         positive("sampling.temperature", self.sampling.temperature, reason)?;
-        self.max_gradient_norm.map_or(Ok(()), |norm| positive("max_gradient_norm", norm, "above zero; leave it out for no limit"))
+        self.max_gradient_norm
+            .map_or(Ok(()), |norm| positive("max_gradient_norm", norm, "above zero; leave it out for no limit"))
     }
 }
 
@@ -136,7 +138,12 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
     ///
     /// # Errors
     /// Those of the two.
-    pub fn step<T>(&mut self, task: &T, samples: &[T::Sample], learning_rate: f64) -> Result<StepReport<P::Prompt>, Error>
+    pub fn step<T>(
+        &mut self,
+        task: &T,
+        samples: &[T::Sample],
+        learning_rate: f64,
+    ) -> Result<StepReport<P::Prompt>, Error>
     where
         T: Task<Prompt = P::Prompt>,
     {
@@ -190,32 +197,8 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
     }
 
     fn sample(&mut self, prompts: Vec<P::Prompt>) -> Result<Vec<Group<P::Prompt>>, Error> {
-        let Options { group_size, sampling, prompts_per_sampling_batch: chunk, threads, .. } = self.options;
-        let sampler = self.policy.valid();
-        let jobs = prompts.len().div_ceil(chunk);
-        let workers = vec![sampler; threads.min(jobs)];
-        let mut sampled = Vec::with_capacity(prompts.len());
-        in_order(
-            workers,
-            jobs,
-            |sampler, job| {
-                let prompts = &prompts[job * chunk..prompts.len().min((job + 1) * chunk)];
-                let first_stream = sampling.first_stream + (job * chunk * group_size) as u64;
-                let groups = sampler.sample(prompts, group_size, Sampling { first_stream, ..sampling })?;
-                expect("groups of completions", groups.len(), prompts.len())?;
-                for group in &groups {
-                    expect("completions in a group", group.len(), group_size)?;
-                    for completion in group {
-                        expect("log-probabilities of a completion", completion.log_probs.len(), completion.tokens.len())?;
-                    }
-                }
-                Ok(groups)
-            },
-            |groups| {
-                sampled.extend(groups);
-                Ok(())
-            },
-        )?;
+        let Options { group_size, sampling, prompts_per_sampling_batch: batch, threads, .. } = self.options;
+        let sampled = sample_in_parallel(&self.policy.valid(), &prompts, group_size, sampling, batch, threads)?;
         self.options.sampling.first_stream += (sampled.len() * group_size) as u64;
         let groups = prompts.into_iter().zip(sampled);
         Ok(groups.map(|(prompt, completions)| Group { prompt, completions, rewards: Vec::new() }).collect())

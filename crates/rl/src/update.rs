@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsParams;
 
 use crate::batch::{check_shape, pad, unpad, values};
 use crate::in_order::in_order;
@@ -11,7 +11,7 @@ use crate::metrics::{TokenSums, update_metrics};
 use crate::trainer::expect;
 use crate::{
     Algorithm, Coefficients, CreditAssigner, Error, Group, LossInput, Policy, SignalSet, Signals, Timing, TokenLoss,
-    Trainer, Update, clip_global_norm,
+    Trainer, Update, clip_global_norm, gradients_in_parallel,
 };
 
 /// The groups of a rollout that are trained on, and what is known of them before the first update.
@@ -59,9 +59,8 @@ fn lengths<P>(groups: &[Group<P>]) -> Vec<usize> {
     groups.iter().flat_map(|group| &group.completions).map(|completion| completion.tokens.len()).collect()
 }
 
-/// What one micro-batch brings home.
+/// What one micro-batch brings home beside its gradient.
 struct MicroBatch {
-    gradients: GradientsParams,
     sums: TokenSums,
     credit: Vec<Vec<f32>>,
 }
@@ -220,9 +219,6 @@ impl<P: Policy> Trainer<P> {
     }
 
     /// The gradient of an optimizer batch, its sums and its credit weights.
-    ///
-    /// Every thread works on a copy of the policy whose parameters are leaves of their own: graphs that share a leaf
-    /// are merged behind one lock, and their backward passes would wait for each other.
     fn gradients(
         &self,
         batch: &Batch<P::Prompt>,
@@ -231,8 +227,6 @@ impl<P: Policy> Trainer<P> {
         first_update: bool,
     ) -> Result<(GradientsParams, TokenSums, Vec<Vec<f32>>), Error> {
         let micro_batches = self.micro_batches(&groups);
-        let device = self.policy.devices().first().cloned().ok_or(Error::NotDifferentiable)?;
-        let workers = (0..self.options.threads.min(micro_batches.len())).map(|_| self.policy.clone().fork(&device));
         let pass = Pass {
             algorithm: &self.algorithm,
             credit: self.credit.as_ref(),
@@ -242,20 +236,16 @@ impl<P: Policy> Trainer<P> {
             coefficients,
             first_update,
         };
-        let mut accumulator = GradientsAccumulator::new();
+        let (gradients, found) =
+            gradients_in_parallel(&self.policy, micro_batches.len(), self.options.threads, |policy, job| {
+                pass.micro_batch(policy, micro_batches[job].clone())
+            })?;
         let (mut sums, mut credit) = (TokenSums::default(), Vec::new());
-        in_order(
-            workers.collect(),
-            micro_batches.len(),
-            |policy, job| pass.micro_batch(policy, micro_batches[job].clone()),
-            |found| {
-                accumulator.accumulate(&self.policy, found.gradients);
-                sums.add(&found.sums);
-                credit.extend(found.credit);
-                Ok(())
-            },
-        )?;
-        Ok((accumulator.grads(), sums, credit))
+        for micro_batch in found {
+            sums.add(&micro_batch.sums);
+            credit.extend(micro_batch.credit);
+        }
+        Ok((gradients, sums, credit))
     }
 }
 
@@ -269,11 +259,9 @@ fn weights<P>(
     expect("rows of credit weights", weights.len(), lengths.len())?;
     match weights.iter().zip(lengths).position(|(weights, &length)| weights.len() != length) {
         None => Ok(weights),
-        Some(completion) => Err(Error::CreditLength {
-            completion,
-            found: weights[completion].len(),
-            expected: lengths[completion],
-        }),
+        Some(completion) => {
+            Err(Error::CreditLength { completion, found: weights[completion].len(), expected: lengths[completion] })
+        }
     }
 }
 
@@ -290,7 +278,11 @@ struct Pass<'a, P> {
 }
 
 impl<P: Clone> Pass<'_, P> {
-    fn micro_batch<M: Policy<Prompt = P>>(&self, policy: &M, groups: Range<usize>) -> Result<MicroBatch, Error> {
+    fn micro_batch<M: Policy<Prompt = P>>(
+        &self,
+        policy: &M,
+        groups: Range<usize>,
+    ) -> Result<(GradientsParams, MicroBatch), Error> {
         let start = Instant::now();
         let batch = self.batch;
         let rows = batch.rows(&groups);
@@ -341,7 +333,7 @@ impl<P: Clone> Pass<'_, P> {
         let gradients = GradientsParams::from_grads(total.backward(), policy);
         sums.forward = forward;
         sums.busy = start.elapsed();
-        Ok(MicroBatch { gradients, sums, credit })
+        Ok((gradients, MicroBatch { sums, credit }))
     }
 
     /// Reads the token losses back for the log, and refuses one that is not finite.

@@ -1,2 +1,32 @@
-//! placeholder
+//! Where models, reinforcement learning and KAWHI meet: the task, the run configuration, the recipe, and what a run
+//! leaves on disk.
+
+mod config;
+mod device;
+mod error;
+mod evaluate;
+mod examples;
+mod job;
+mod policy;
+mod progress;
+mod recipe;
+mod reinforcement;
+mod run_directory;
+mod samples;
+mod schedule;
+mod supervised;
 pub mod task;
+
+pub use config::{AlgorithmConfig, CreditConfig, Curriculum, Data, Evaluation, Reinforcement, RunConfig, Supervised};
+pub use device::device;
+pub use error::Error;
+pub use evaluate::{greedy_correct, share};
+pub use examples::{ChartTask, Purpose, Question, Questions};
+pub use policy::{VlmPolicy, VlmPrompt};
+pub use progress::{Field, Progress};
+pub use job::{Accuracy, Job};
+pub use recipe::{Destination, Outcome, run};
+pub use reinforcement::reinforcement;
+pub use run_directory::RunDirectory;
+pub use schedule::Schedule;
+pub use supervised::supervised;

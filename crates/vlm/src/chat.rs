@@ -259,7 +259,9 @@ impl Sources {
     fn into_default(self) -> Option<String> {
         match self {
             Self::One(source) => Some(source),
-            Self::Named(sources) => sources.into_iter().find(|source| source.name == "default").map(|s| s.template),
+            Self::Named(sources) => {
+                sources.into_iter().find(|source| source.name == "default").map(|source| source.template)
+            }
         }
     }
 }
@@ -294,12 +296,15 @@ mod tests {
         let source = "{% for m in messages %}\n    {{- m.role }}:{% if m.content is string %}{{ m['content'] }}\
             {% else %}{% for p in m.content %}{{ p.type }}{{ 'image' in p }}{% if 'text' in p %}{{ p.text }}{% endif %}\
             {% endfor %}{% endif %};\n{% endfor %}\n{{ add_generation_prompt }} {{ thinking is defined }}";
-        assert_eq!(
-            render(source, "{}").unwrap(),
-            "system:Be brief.;\nuser:imageFalsetextFalseWhat?;\nTrue False"
-        );
+        assert_eq!(render(source, "{}").unwrap(), "system:Be brief.;\nuser:imageFalsetextFalseWhat?;\nTrue False");
         // The messages are not for variables to replace.
         assert!(render(source, r#"{"messages": [], "thinking": 1}"#).unwrap().ends_with("What?;\nTrue True"));
+    }
+
+    #[test]
+    fn lines_that_hold_only_a_block_leave_no_trace() {
+        let source = "a\n  {% if true %}\n  b\n  {% endif %}\nc\n";
+        assert_eq!(render(source, "{}").unwrap(), "a\n  b\nc");
     }
 
     #[test]
@@ -320,7 +325,8 @@ mod tests {
     #[test]
     fn templates_are_found_in_all_three_places() {
         let dir = tempfile::tempdir().unwrap();
-        let found = || ChatTemplate::from_dir(dir.path()).and_then(|t| t.render(&[], false, &Default::default()));
+        let variables = TemplateVariables::default();
+        let found = || ChatTemplate::from_dir(dir.path()).and_then(|template| template.render(&[], false, &variables));
         assert!(found().unwrap_err().to_string().contains("chat template"));
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         write("tokenizer_config.json", r#"{"eos_token": "x"}"#);

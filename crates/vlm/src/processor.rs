@@ -5,9 +5,7 @@ use std::path::Path;
 
 use image::RgbImage;
 
-use crate::{
-    ChatTemplate, Error, ImageProcessor, Message, ModelConfig, ProcessedImage, TemplateVariables, Tokenizer,
-};
+use crate::{ChatTemplate, Error, ImageProcessor, Message, ModelConfig, ProcessedImage, TemplateVariables, Tokenizer};
 
 /// A prompt as the model reads it.
 #[derive(Debug, Clone)]

@@ -29,7 +29,7 @@ fn evaluate(loss: &Loss, aggregation: Aggregation, new: &[f32], advantages: &[f3
     };
     let tokens = loss.forward(input).unwrap();
     let total = loss.total(&tokens, &aggregation.coefficients(&LENGTHS));
-    let gradient = log_probs.grad(&total.backward()).unwrap().into_data().to_vec().unwrap();
+    let gradient = log_probs.grad(&total.backward()).unwrap().into_data().try_to_vec().unwrap();
     (total.into_scalar(), gradient)
 }
 
@@ -60,7 +60,8 @@ fn gradients_agree_with_finite_differences() {
     let token_advantages = [1.5, 1.0, 0.5, -1.0, -0.7, 0.0];
     let row_advantages = [1.5, 1.5, 1.5, -1.0, -1.0, 0.0];
     let kl = |ratio_weighted| Some(KlPenalty { coefficient: 0.3, ratio_weighted });
-    let token = |surrogate: Arc<dyn Surrogate>, kl| Loss { ratio: RatioLevel::Token, surrogate, kl, entropy_bonus: 0.1 };
+    let token =
+        |surrogate: Arc<dyn Surrogate>, kl| Loss { ratio: RatioLevel::Token, surrogate, kl, entropy_bonus: 0.1 };
     let cases = [
         ("clip", token(Arc::new(CLIP), None), token_advantages),
         ("delta", token(Arc::new(Clip { delta: Some(1.5), ..CLIP }), None), token_advantages),
@@ -105,13 +106,21 @@ fn cispo_keeps_the_gradient_of_a_clipped_token() {
 }
 
 #[test]
+fn sapo_by_hand() {
+    // At r = 1 the gate is (4 / t) / 2 and its slope is one, whatever the temperature.
+    let sapo = Sapo { positive_temperature: 0.5, negative_temperature: 2.0 };
+    let (found, gradient) =
+        evaluate(&loss(RatioLevel::Token, sapo), Aggregation::SequenceSum, &OLD, &[3.0, 0.0, 0.0, -1.0, 0.0, 0.0]);
+    assert!((found - (-3.0 * 4.0 + 1.0) / 2.0).abs() < 1e-6, "{found}");
+    for (found, expected) in gradient.iter().zip([-1.5, 0.0, 0.0, 0.5, 0.0, 0.0]) {
+        assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+    }
+}
+
+#[test]
 fn gspo_with_equal_token_advantages_is_the_sequence_form() {
-    let (_, gradient) = evaluate(
-        &loss(RatioLevel::Sequence, CLIP),
-        Aggregation::SequenceMean,
-        &NEW,
-        &[1.5, 1.5, 1.5, -1.0, -1.0, 0.0],
-    );
+    let (_, gradient) =
+        evaluate(&loss(RatioLevel::Sequence, CLIP), Aggregation::SequenceMean, &NEW, &[1.5, 1.5, 1.5, -1.0, -1.0, 0.0]);
     // GSPO eq. 5 and 7: d/d log p of -A s / N, s = exp(mean log-ratio), is -A s / (N T) for every token.
     let (first, second) = ((0.4f64 / 3.0).exp(), (-0.15f64 / 2.0).exp());
     let expected = [-1.5 * first / 6.0, second / 4.0];
@@ -143,7 +152,8 @@ fn clipped_names_the_bound_that_acts() {
 fn a_kl_penalty_without_a_reference_is_an_error() {
     let device = Device::flex();
     let ones = || tensor(&[1.0; 6], &device);
-    let loss = Loss { kl: Some(KlPenalty { coefficient: 0.1, ratio_weighted: false }), ..loss(RatioLevel::Token, CLIP) };
+    let loss =
+        Loss { kl: Some(KlPenalty { coefficient: 0.1, ratio_weighted: false }), ..loss(RatioLevel::Token, CLIP) };
     let input = LossInput {
         log_probs: ones(),
         old_log_probs: ones(),

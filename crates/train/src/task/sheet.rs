@@ -17,11 +17,13 @@ pub const PICTURE_WIDTH: u32 = 384;
 pub const PICTURE_HEIGHT: u32 = 192;
 
 /// Height of the title's letters, of the tick labels' and of the item letters', in pixels from ascent to descent.
-const TITLE_SIZE: i32 = 15;
+pub(super) const TITLE_SIZE: i32 = 15;
 const TICK_SIZE: i32 = 18;
 const LETTER_SIZE: i32 = 22;
 /// Where the title's and the item letters' baselines lie.
 const TITLE_BASELINE: i32 = 14;
+/// Where the title starts.
+pub(super) const TITLE_LEFT: i32 = 6;
 const LETTER_BASELINE: i32 = 189;
 
 /// Least sum over the three channels of the difference between an ink and the background.
@@ -58,7 +60,7 @@ impl Sheet {
             background: RGBColor(red, green, blue),
             text: RGBColor(grey, grey, grey),
         };
-        sheet.write(title, HPos::Left, (8, TITLE_BASELINE), TITLE_SIZE)?;
+        sheet.write(title, HPos::Left, (TITLE_LEFT, TITLE_BASELINE), TITLE_SIZE)?;
         Ok(sheet)
     }
 

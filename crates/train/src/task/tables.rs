@@ -134,7 +134,7 @@ impl File {
     /// A group for every row; the columns after the first are its items.
     fn rows(&self, title: &str) -> Result<Table, Error> {
         let groups = self.rows.iter().zip(self.numbers()?);
-        groups.map(|(row, numbers)| self.group(format!("{title}, {}", row[0]), self.named(numbers))).collect()
+        groups.map(|(row, numbers)| self.group(&format!("{title}, {}", row[0]), self.named(numbers))).collect()
     }
 
     /// A group for every month from the second year on: the growth of every column since the same month a year before.
@@ -144,7 +144,7 @@ impl File {
         years
             .map(|((before, now), row)| {
                 let growth = now.iter().zip(before).map(|(now, before)| now / before - 1.0);
-                self.group(format!("{title}, {}", row[0]), self.named(growth))
+                self.group(&format!("{title}, {}", row[0]), self.named(growth))
             })
             .collect()
     }
@@ -155,11 +155,11 @@ impl File {
         for row in &self.rows {
             groups.entry(title(row)).or_default().push((row[item].clone(), self.number(row, value)?));
         }
-        groups.into_iter().map(|(title, items)| self.group(title, items)).collect()
+        groups.into_iter().map(|(title, items)| self.group(&title, items)).collect()
     }
 
     /// Refuses groups that no chart can be drawn from, so that drawing examples needs no checks.
-    fn group(&self, title: String, items: Vec<(String, f64)>) -> Result<Group, Error> {
+    fn group(&self, title: &str, items: Vec<(String, f64)>) -> Result<Group, Error> {
         // Said on every chart, because its axis does not carry the table's own unit.
         let title = format!("{title} (index)");
         let first = items.first().map_or(f64::NAN, |(_, number)| *number);
@@ -176,8 +176,10 @@ mod tests {
 
     use std::collections::BTreeSet;
 
+    use plotters::style::IntoFont;
     use rand::SeedableRng;
 
+    use super::super::sheet::{FONT_FAMILY, PICTURE_WIDTH, TITLE_LEFT, TITLE_SIZE, register_font};
     use super::*;
 
     #[test]
@@ -192,9 +194,19 @@ mod tests {
     }
 
     #[test]
+    fn every_title_fits_on_the_picture() {
+        register_font().unwrap();
+        let tables = Tables::read().unwrap();
+        for group in tables.train.iter().chain(&tables.held_out).flatten() {
+            let (width, _) = (FONT_FAMILY, TITLE_SIZE).into_font().box_size(&group.title).unwrap();
+            assert!(TITLE_LEFT as u32 + width < PICTURE_WIDTH, "{}: {width} pixels", group.title);
+        }
+    }
+
+    #[test]
     fn growth_is_relative_to_the_same_month_a_year_before() {
-        let months: String = (0..13).map(|month| format!("m{month},{},50,20,80\n", 100 + month)).collect();
-        let file = File::parse("test", &format!("month,a,b,c,d\n{months}")).unwrap();
+        let months: Vec<String> = (0..13).map(|month| format!("m{month},{},50,20,80", 100 + month)).collect();
+        let file = File::parse("test", &format!("month,a,b,c,d\n{}", months.join("\n"))).unwrap();
         let table = file.yearly_changes("Growth").unwrap();
         assert_eq!(table.len(), 1);
         assert_eq!(table[0].title, "Growth, m12 (index)");

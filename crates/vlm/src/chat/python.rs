@@ -1,6 +1,6 @@
 //! What chat templates expect of Python: dictionaries that keep their order, `json.dumps`, dates.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -110,6 +110,7 @@ impl<'de> Visitor<'de> for AnyVisitor {
 
 /// The `tojson` filter as transformers defines it: `json.dumps(value, ensure_ascii=False, indent=indent)`, in
 /// particular without escapes for HTML.
+#[expect(clippy::needless_pass_by_value, reason = "filters receive their arguments by value")]
 pub(super) fn to_json(value: &Value, arguments: Kwargs) -> Result<String, Error> {
     let indent = arguments.get::<Option<usize>>("indent")?;
     // Accepted because templates pass it; `false` is what happens anyway.
@@ -184,8 +185,8 @@ fn write_json_string(text: &mut String, value: &Value) -> Result<(), Error> {
 }
 
 /// `raise_exception(message)`: how templates refuse a conversation.
-pub(super) fn raise_exception(message: String) -> Result<String, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
+pub(super) fn raise_exception(message: &str) -> Result<String, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
 }
 
 /// `strftime_now(format)`: the current date and time, in UTC.
@@ -198,7 +199,17 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -216,25 +227,22 @@ fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
             text.push(letter);
             continue;
         }
-        let directive = letters.next();
-        text.push_str(&match directive {
-            Some('Y') => format!("{year}"),
-            Some('y') => format!("{:02}", year % 100),
-            Some('m') => format!("{month:02}"),
-            Some('d') => format!("{day:02}"),
-            Some('B') => month_name.to_owned(),
-            Some('b') => month_name[..3].to_owned(),
-            Some('A') => weekday.to_owned(),
-            Some('a') => weekday[..3].to_owned(),
-            Some('H') => format!("{:02}", second / 3600),
-            Some('M') => format!("{:02}", second / 60 % 60),
-            Some('S') => format!("{:02}", second % 60),
-            Some('%') => "%".to_owned(),
-            _ => {
-                let problem = format!("strftime_now cannot write {format:?}");
-                return Err(Error::new(ErrorKind::InvalidOperation, problem));
-            }
-        });
+        match letters.next() {
+            Some('Y') => write!(text, "{year}"),
+            Some('y') => write!(text, "{:02}", year % 100),
+            Some('m') => write!(text, "{month:02}"),
+            Some('d') => write!(text, "{day:02}"),
+            Some('B') => write!(text, "{month_name}"),
+            Some('b') => write!(text, "{}", &month_name[..3]),
+            Some('A') => write!(text, "{weekday}"),
+            Some('a') => write!(text, "{}", &weekday[..3]),
+            Some('H') => write!(text, "{:02}", second / 3600),
+            Some('M') => write!(text, "{:02}", second / 60 % 60),
+            Some('S') => write!(text, "{:02}", second % 60),
+            Some('%') => write!(text, "%"),
+            _ => Err(fmt::Error),
+        }
+        .map_err(|_| Error::new(ErrorKind::InvalidOperation, format!("strftime_now cannot write {format:?}")))?;
     }
     Ok(text)
 }

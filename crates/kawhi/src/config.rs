@@ -1,0 +1,212 @@
+use firesight_rl::Rope;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// Every choice of KAWHI. The defaults are those of the paper's appendix A, except where a field says that it is ours.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KawhiConfig {
+    /// Which heads of the last layer are compared. The paper's lists are per model, hence no default of it.
+    pub heads: Heads,
+    /// Whether queries and keys are compared after (the default) or before the rotary embedding.
+    pub rope: Rope,
+    /// How the key regions of an image are found.
+    pub sguf: SgufConfig,
+    /// How alignment becomes weights.
+    pub paragraphs: ParagraphConfig,
+}
+
+/// Query heads of the last decoder layer: `heads = "all"` or `heads = { list = [0, 1, 3] }`.
+///
+/// The paper's vision-critical heads (appendix A) are 0, 1, 3 and 22 to 27 of Qwen2.5-VL-7B and 2, 3, 4, 12, 13, 19, 25
+/// and 27 of Qwen3-VL-4B.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Heads {
+    /// Every query head.
+    #[default]
+    All,
+    /// These query heads.
+    List(Vec<usize>),
+}
+
+/// Parameters of [`crate::sguf`] (section 3.2, Algorithm 1).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SgufConfig {
+    /// Standard deviation of the Gaussian, in pixels (1.0).
+    pub sigma: f64,
+    /// Largest relative distance of structure at which neighbours still merge, exclusive (0.5).
+    pub delta_s: f64,
+    /// Largest difference of luminance at which neighbours still merge, exclusive, on CIELab's 0 to 100 (30).
+    pub delta_l: f64,
+    /// Threshold on a component's energy, as a fraction of the median energy (0.1).
+    pub beta: f64,
+    /// Share of the cells of a component below the threshold that is left out (0.7).
+    pub r_skip: f64,
+    /// Seed of the choice of the share that is not left out (0). The content of the image is mixed in, so the same
+    /// image always gives the same regions.
+    pub seed: u64,
+}
+
+impl Default for SgufConfig {
+    fn default() -> Self {
+        Self { sigma: 1.0, delta_s: 0.5, delta_l: 30.0, beta: 0.1, r_skip: 0.7, seed: 0 }
+    }
+}
+
+/// Parameters of [`crate::paragraph_weights`] (section 3.4, eq. 15).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ParagraphConfig {
+    /// Temperature of the softmax over paragraphs. The paper does not publish it; 0.1 is our choice.
+    pub tau: f64,
+    /// Share of the uniform distribution in the mixture. The paper does not publish it; 0.1 is our choice.
+    pub lambda: f64,
+    /// Weight of a paragraph with no share (0.1).
+    pub w_min: f64,
+    /// Weight of a paragraph with the whole share (1.0).
+    pub w_max: f64,
+    /// What is done about the mean of the weights.
+    pub normalize: Normalize,
+}
+
+impl Default for ParagraphConfig {
+    fn default() -> Self {
+        Self { tau: 0.1, lambda: 0.1, w_min: 0.1, w_max: 1.0, normalize: Normalize::None }
+    }
+}
+
+/// The mean weight over the M paragraphs of a response is `w_min + (w_max - w_min) / M`: the more paragraphs, the
+/// smaller the update, and a response of one paragraph is trained as without KAWHI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalize {
+    /// As in the paper.
+    #[default]
+    None,
+    /// Divide by the mean weight over the tokens of the response. Not in the paper.
+    MeanOne,
+}
+
+impl KawhiConfig {
+    /// # Errors
+    /// When a value lies outside its range, or the list of heads is empty or repeats a head.
+    pub fn validate(&self) -> Result<(), Error> {
+        if let Heads::List(heads) = &self.heads {
+            if heads.is_empty() {
+                return Err(Error::NoHeads);
+            }
+            if let Some(head) =
+                heads.iter().enumerate().find_map(|(at, head)| heads[..at].contains(head).then_some(*head))
+            {
+                return Err(Error::RepeatedHead { head });
+            }
+        }
+        self.sguf.validate()?;
+        self.paragraphs.validate()
+    }
+}
+
+impl Heads {
+    /// Indices of the heads in a layer with `query_heads` of them.
+    pub(crate) fn indices(&self, query_heads: usize) -> Vec<usize> {
+        match self {
+            Self::All => (0..query_heads).collect(),
+            Self::List(heads) => heads.clone(),
+        }
+    }
+}
+
+impl SgufConfig {
+    /// # Errors
+    /// When a value lies outside its range.
+    pub fn validate(&self) -> Result<(), Error> {
+        // The kernel reaches four sigma, and one wider than an image smooths everything away.
+        range("sguf.sigma", self.sigma, "positive and at most 100", |value| value > 0.0 && value <= 100.0)?;
+        range("sguf.delta_s", self.delta_s, NOT_NEGATIVE, |value| value >= 0.0)?;
+        range("sguf.delta_l", self.delta_l, NOT_NEGATIVE, |value| value >= 0.0)?;
+        range("sguf.beta", self.beta, NOT_NEGATIVE, |value| value >= 0.0)?;
+        range("sguf.r_skip", self.r_skip, FRACTION, |value| (0.0..=1.0).contains(&value))
+    }
+}
+
+impl ParagraphConfig {
+    /// # Errors
+    /// When a value lies outside its range.
+    pub fn validate(&self) -> Result<(), Error> {
+        range("paragraphs.tau", self.tau, "positive", |value| value > 0.0)?;
+        range("paragraphs.lambda", self.lambda, FRACTION, |value| (0.0..=1.0).contains(&value))?;
+        range("paragraphs.w_min", self.w_min, NOT_NEGATIVE, |value| value >= 0.0)?;
+        range("paragraphs.w_max", self.w_max, "positive and at least w_min", |value| value > 0.0 && value >= self.w_min)
+    }
+}
+
+const NOT_NEGATIVE: &str = "at least 0";
+const FRACTION: &str = "between 0 and 1";
+
+fn range(field: &'static str, found: f64, expected: &'static str, holds: impl Fn(f64) -> bool) -> Result<(), Error> {
+    if found.is_finite() && holds(found) { Ok(()) } else { Err(Error::InvalidConfig { field, expected, found }) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::float_cmp)]
+    use super::*;
+
+    #[test]
+    fn defaults_are_those_of_appendix_a() {
+        let config: KawhiConfig = serde_json::from_str("{}").unwrap();
+        assert_eq!(config, KawhiConfig::default());
+        assert_eq!(config.heads, Heads::All);
+        assert_eq!(config.rope, Rope::After);
+        let SgufConfig { sigma, delta_s, delta_l, beta, r_skip, .. } = config.sguf;
+        assert_eq!([sigma, delta_s, delta_l, beta, r_skip], [1.0, 0.5, 30.0, 0.1, 0.7]);
+        let ParagraphConfig { tau, lambda, w_min, w_max, normalize } = config.paragraphs;
+        assert_eq!(([tau, lambda, w_min, w_max], normalize), ([0.1, 0.1, 0.1, 1.0], Normalize::None));
+        config.validate().unwrap();
+    }
+
+    #[test]
+    fn keys_are_read_and_unknown_ones_refused() {
+        let config: KawhiConfig = serde_json::from_str(
+            r#"{"heads": {"list": [0, 3]}, "rope": "before", "sguf": {"beta": 0.2}, "paragraphs": {"normalize": "mean_one"}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.heads, Heads::List(vec![0, 3]));
+        assert_eq!(config.rope, Rope::Before);
+        assert_eq!(config.paragraphs.normalize, Normalize::MeanOne);
+        assert_eq!(config.sguf, SgufConfig { beta: 0.2, ..SgufConfig::default() });
+        for unknown in [r#"{"head": "all"}"#, r#"{"sguf": {"delta": 1}}"#, r#"{"paragraphs": {"temperature": 1}}"#] {
+            assert!(serde_json::from_str::<KawhiConfig>(unknown).unwrap_err().to_string().contains("unknown field"));
+        }
+        assert_eq!(serde_json::from_str::<KawhiConfig>(r#"{"heads": "all"}"#).unwrap().heads, Heads::All);
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        let field = |change: fn(&mut KawhiConfig)| {
+            let mut config = KawhiConfig::default();
+            change(&mut config);
+            match config.validate() {
+                Err(Error::InvalidConfig { field, .. }) => field,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(field(|config| config.sguf.sigma = 0.0), "sguf.sigma");
+        assert_eq!(field(|config| config.sguf.delta_s = -1.0), "sguf.delta_s");
+        assert_eq!(field(|config| config.sguf.delta_l = f64::NAN), "sguf.delta_l");
+        assert_eq!(field(|config| config.sguf.beta = -0.1), "sguf.beta");
+        assert_eq!(field(|config| config.sguf.r_skip = 1.1), "sguf.r_skip");
+        assert_eq!(field(|config| config.paragraphs.tau = 0.0), "paragraphs.tau");
+        assert_eq!(field(|config| config.paragraphs.lambda = 1.5), "paragraphs.lambda");
+        assert_eq!(field(|config| config.paragraphs.w_min = -0.1), "paragraphs.w_min");
+        assert_eq!(field(|config| config.paragraphs.w_max = 0.05), "paragraphs.w_max");
+        let heads =
+            |list: &[usize]| KawhiConfig { heads: Heads::List(list.to_vec()), ..KawhiConfig::default() }.validate();
+        assert!(matches!(heads(&[]), Err(Error::NoHeads)));
+        assert!(matches!(heads(&[1, 2, 1]), Err(Error::RepeatedHead { head: 1 })));
+        heads(&[1, 2]).unwrap();
+    }
+}

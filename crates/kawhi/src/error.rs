@@ -1,0 +1,128 @@
+/// Everything that can go wrong between an image, the states of a model and the weights of a response.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A value of the configuration lies outside its range.
+    #[error("{field} must be {expected}, but is {found}")]
+    InvalidConfig {
+        /// Path of the key in the configuration.
+        field: &'static str,
+        /// Its range, in words.
+        expected: &'static str,
+        /// Its value.
+        found: f64,
+    },
+    /// The list of heads is empty.
+    #[error("the list of heads is empty")]
+    NoHeads,
+    /// The list of heads names a head twice.
+    #[error("head {head} is listed twice")]
+    RepeatedHead {
+        /// The index that occurs twice.
+        head: usize,
+    },
+    /// The list of heads names a head that the layer does not have.
+    #[error("head {head} is listed, but the layer has {heads} query heads")]
+    HeadOutOfRange {
+        /// The index listed.
+        head: usize,
+        /// Query heads of the layer.
+        heads: usize,
+    },
+    /// The pixels of an image do not fill a whole number of cells.
+    #[error("{bytes} bytes are not an RGB image of {width} x {height} pixels made of whole cells of {cell} x {cell}")]
+    ImageShape {
+        /// Width in pixels.
+        width: usize,
+        /// Height in pixels.
+        height: usize,
+        /// Side of a visual token in pixels.
+        cell: usize,
+        /// Length of the pixel buffer.
+        bytes: usize,
+    },
+    /// The trainer handed over no attention states.
+    #[error("the signal {signal} is missing")]
+    MissingSignal {
+        /// Field of [`firesight_rl::Signals`].
+        signal: &'static str,
+    },
+    /// The attention states are of another number of groups than the batch.
+    #[error("the batch has {expected} groups, but visual keys came for {found}")]
+    GroupCount {
+        /// Groups with visual keys.
+        found: usize,
+        /// Groups in the batch.
+        expected: usize,
+    },
+    /// The attention states are of another number of completions than the batch.
+    #[error("the batch has {expected} completions, but queries came for {found}")]
+    CompletionCount {
+        /// Completions with queries.
+        found: usize,
+        /// Completions in the batch.
+        expected: usize,
+    },
+    /// The attention states are shorter than a completion.
+    #[error("completion {completion} has {expected} tokens, but queries came for {found}")]
+    TokenCount {
+        /// Index of the completion in the batch.
+        completion: usize,
+        /// Tokens with queries.
+        found: usize,
+        /// Tokens of the completion.
+        expected: usize,
+    },
+    /// A prompt has no image, so nothing can be aligned with it.
+    #[error("the prompt of group {group} has no image")]
+    NoImage {
+        /// Index of the group in the batch.
+        group: usize,
+    },
+    /// The images of a prompt have another number of visual tokens than the model made of them.
+    #[error("the images of group {group} have {expected} visual tokens, but keys came for {found}")]
+    VisualTokens {
+        /// Index of the group in the batch.
+        group: usize,
+        /// Visual tokens with keys.
+        found: usize,
+        /// Cells of all images of the prompt.
+        expected: usize,
+    },
+    /// Queries and keys are not those of one attention layer.
+    #[error("queries of shape {queries:?} and keys of shape {keys:?} do not belong to one layer")]
+    AttentionShape {
+        /// `[completions, query heads, tokens, head_dim]`.
+        queries: [usize; 4],
+        /// `[key heads, visual tokens, head_dim]`.
+        keys: [usize; 3],
+    },
+    /// No visual token is selected.
+    #[error("no visual token is selected")]
+    NoSelection,
+    /// A visual token is selected that the image does not have.
+    #[error("visual token {token} is selected, but there are {tokens}")]
+    SelectionOutOfRange {
+        /// The index selected.
+        token: usize,
+        /// Visual tokens of the prompt.
+        tokens: usize,
+    },
+    /// Spans do not partition a response.
+    #[error("paragraph {paragraph} does not continue a partition of {tokens} tokens")]
+    Spans {
+        /// The first paragraph that is empty, overlaps, leaves a gap or ends past the response; the number of
+        /// paragraphs when the last one ends too early.
+        paragraph: usize,
+        /// Tokens of the response.
+        tokens: usize,
+    },
+    /// The alignment of a response is not a number.
+    #[error("the alignment of token {token} is {found}")]
+    NonFinite {
+        /// Index of the token in the response.
+        token: usize,
+        /// Its alignment.
+        found: f32,
+    },
+}

@@ -1,0 +1,70 @@
+use std::path::PathBuf;
+
+/// What can go wrong in a run, beyond the errors of the model, the trainer and the task.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or directory could not be read or written.
+    #[error("cannot access {path}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A configuration that is no TOML of the expected form.
+    #[error("{path}: {source}")]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// Line, key and reason.
+        source: Box<toml::de::Error>,
+    },
+    /// A configuration value out of range.
+    #[error("{path}: {key} {problem}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Dotted key.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A device that this build does not have.
+    #[error("device {name:?} is not available; this build has: {available}")]
+    Device {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        available: String,
+    },
+    /// The run directory holds something already.
+    #[error("{path} exists and is not empty; a run never overwrites another")]
+    RunDirectoryExists {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] firesight_vlm::Error),
+    /// The trainer.
+    #[error(transparent)]
+    Trainer(#[from] firesight_rl::Error),
+    /// The credit assigner.
+    #[error(transparent)]
+    Kawhi(#[from] firesight_kawhi::Error),
+    /// The task.
+    #[error(transparent)]
+    Task(#[from] crate::task::Error),
+    /// A worked answer is longer than the longest completion.
+    #[error("the worked answer {text:?} has {tokens} tokens; reinforcement.max_tokens is {limit}")]
+    TargetLength {
+        /// The answer.
+        text: String,
+        /// Its tokens, the end of the turn included.
+        tokens: usize,
+        /// The limit.
+        limit: usize,
+    },
+}

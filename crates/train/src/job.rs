@@ -1,0 +1,99 @@
+//! What the phases of a run share: the examples, the policy they start from, and how it is measured.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::Device;
+use firesight_vlm::{ModelConfig, Processor, QwenVl};
+
+use crate::Error;
+use crate::config::RunConfig;
+use crate::device::device;
+use crate::evaluate::{greedy_correct, share};
+use crate::examples::{Purpose, Question, Questions};
+use crate::policy::VlmPolicy;
+use crate::task::{Charts, Picture};
+
+/// Share of held-out questions answered right.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Accuracy {
+    /// With the picture.
+    pub sighted: f64,
+    /// With a blank picture.
+    pub blind: f64,
+}
+
+/// The examples of a run and how to measure on them.
+#[derive(Debug)]
+pub struct Job {
+    device: Device,
+    model: PathBuf,
+    model_config: ModelConfig,
+    processor: Arc<Processor>,
+    /// Training examples.
+    pub questions: Questions,
+    /// The easier ones that the supervised phase begins with.
+    pub easy_questions: Option<Questions>,
+    /// What is measured on.
+    pub held_out: Vec<Question>,
+    blanked: Vec<Question>,
+}
+
+impl Job {
+    /// Reads the model directory and renders the held-out examples.
+    ///
+    /// # Errors
+    /// When the device is not there, or the model directory or the task is broken.
+    pub fn new(config: &RunConfig) -> Result<Self, Error> {
+        let device = device(&config.device)?;
+        let model_config = ModelConfig::from_dir(&config.model)?;
+        let processor = Arc::new(Processor::from_dir(&config.model)?);
+        let questions = |pictures: &[Picture]| -> Result<Questions, Error> {
+            Ok(Questions::new(Charts::new()?.with_pictures(pictures.to_vec())?, processor.clone(), config.seed))
+        };
+        let easy_questions =
+            config.supervised.curriculum.as_ref().map(|curriculum| questions(&curriculum.pictures)).transpose()?;
+        let questions = questions(&config.data.pictures)?;
+        let held_out = questions.batch(Purpose::HeldOut, 0, config.evaluation.examples)?;
+        let blanked = questions.blanked(&held_out)?;
+        Ok(Self {
+            device,
+            model: config.model.clone(),
+            model_config,
+            processor,
+            questions,
+            easy_questions,
+            held_out,
+            blanked,
+        })
+    }
+
+    /// The policy a run starts from: the weights of the model directory, or fresh ones of the run's seed.
+    ///
+    /// # Errors
+    /// When the weights are broken or do not fit the tokenizer.
+    pub fn policy(&self, seed: u64) -> Result<VlmPolicy, Error> {
+        let device = self.device.clone().autodiff();
+        device.seed(seed);
+        let model = if self.model.join("model.safetensors").is_file() {
+            QwenVl::from_dir(&self.model, &device)?.train()
+        } else {
+            QwenVl::new(&self.model_config, &device)
+        };
+        Ok(VlmPolicy::new(model, self.processor.clone())?)
+    }
+
+    /// Accuracy of greedy answers on the held-out examples, with the picture and blind.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn measure(&self, policy: &VlmPolicy, config: &RunConfig) -> Result<Accuracy, Error> {
+        let valid = policy.valid();
+        let accuracy = |questions: &[Question]| {
+            greedy_correct(&valid, questions, config.reinforcement.max_tokens, config.threads).map(|found| share(&found))
+        };
+        Ok(Accuracy { sighted: accuracy(&self.held_out)?, blind: accuracy(&self.blanked)? })
+    }
+}
+

@@ -1,0 +1,130 @@
+//! The whole run: build or load a model, warm it up on worked answers, improve it by its reward, measure, save.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use burn::module::Module;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{CellAlignment, Table};
+
+use crate::Error;
+use crate::config::RunConfig;
+use crate::job::{Accuracy, Job};
+use crate::policy::VlmPolicy;
+use crate::progress::Progress;
+use crate::reinforcement::reinforcement;
+use crate::run_directory::RunDirectory;
+use crate::supervised::supervised;
+
+/// Where a run leaves its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// This directory, which must be empty or absent.
+    Exactly(PathBuf),
+    /// A subdirectory named after the run, numbered if the name is taken.
+    Under(PathBuf),
+}
+
+/// What a run achieved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Before any training.
+    pub before: Accuracy,
+    /// After the supervised phase.
+    pub supervised: Accuracy,
+    /// After reinforcement learning.
+    pub reinforcement: Accuracy,
+    /// Steps and seconds of the supervised phase.
+    pub supervised_cost: (usize, f64),
+    /// Steps and seconds of reinforcement learning.
+    pub reinforcement_cost: (usize, f64),
+    /// Seconds of the whole run, measuring included.
+    pub seconds: f64,
+    /// Held-out questions.
+    pub questions: usize,
+    /// Everything the run wrote.
+    pub directory: PathBuf,
+}
+
+impl Outcome {
+    /// The table for the end of a run.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(UTF8_BORDERS_ONLY);
+        table.set_header(["held-out accuracy", "with picture", "blind", "steps", "seconds"]);
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        let mut row = |name: &str, accuracy: Accuracy, (steps, seconds): (usize, f64)| {
+            let cost = if steps == 0 { [String::new(), String::new()] } else { [steps.to_string(), format!("{seconds:.0}")] };
+            let [steps, seconds] = cost;
+            table.add_row([name.into(), percent(accuracy.sighted), percent(accuracy.blind), steps, seconds]);
+        };
+        row("before", self.before, (0, 0.0));
+        row("after warm-up", self.supervised, self.supervised_cost);
+        row("after RL", self.reinforcement, self.reinforcement_cost);
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        format!(
+            "{table}\n{} held-out questions, {:.0} s in all, run directory {}",
+            self.questions,
+            self.seconds,
+            self.directory.display()
+        )
+    }
+}
+
+impl Destination {
+    /// Makes the directory.
+    ///
+    /// # Errors
+    /// When it is taken already, or cannot be written.
+    pub fn create(&self, config: &RunConfig) -> Result<RunDirectory, Error> {
+        match self {
+            Self::Exactly(path) => RunDirectory::create(path, config),
+            Self::Under(parent) => RunDirectory::create_numbered(parent, &config.name, config),
+        }
+    }
+}
+
+/// Runs a configuration from nothing to a trained model on disk.
+///
+/// # Errors
+/// When a file, the configuration, the model or a training step fails.
+pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progress) -> Result<Outcome, Error> {
+    let start = Instant::now();
+    let job = Job::new(config)?;
+    let policy = job.policy(config.seed)?;
+    let mut directory = destination.create(config)?;
+    progress.note(&format!("{} parameters, run directory {}", policy.num_params(), directory.path().display()));
+    let measure = |policy: &VlmPolicy, phase: &str, step: usize, directory: &mut RunDirectory| {
+        let measured = job.measure(policy, config)?;
+        let metrics = [("eval/accuracy".into(), measured.sighted), ("eval/blind_accuracy".into(), measured.blind)];
+        directory.metrics(phase, step, &metrics)?;
+        Ok::<_, Error>(measured)
+    };
+
+    let before = measure(&policy, "before", 0, &mut directory)?;
+    let clock = Instant::now();
+    let (policy, supervised_steps) = supervised(policy, config, &job, &mut directory, progress)?;
+    let supervised_cost = (supervised_steps, clock.elapsed().as_secs_f64());
+    let after_supervised = measure(&policy, "after_supervised", supervised_steps, &mut directory)?;
+    progress.note(&format!("held-out accuracy after the warm-up: {:.1} %", 100.0 * after_supervised.sighted));
+
+    let clock = Instant::now();
+    let policy = reinforcement(policy, config, &job, &mut directory, progress)?;
+    let reinforcement_cost = (config.reinforcement.steps, clock.elapsed().as_secs_f64());
+    let after_reinforcement = measure(&policy, "after_reinforcement", config.reinforcement.steps, &mut directory)?;
+
+    directory.save_model(&policy, &config.model)?;
+    Ok(Outcome {
+        before,
+        supervised: after_supervised,
+        reinforcement: after_reinforcement,
+        supervised_cost,
+        reinforcement_cost,
+        seconds: start.elapsed().as_secs_f64(),
+        questions: job.held_out.len(),
+        directory: directory.path().into(),
+    })
+}

@@ -1,0 +1,123 @@
+//! What a run leaves on disk.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::Error;
+use crate::config::RunConfig;
+use crate::policy::VlmPolicy;
+
+/// Files of a model directory that training leaves as they are.
+const MODEL_FILES: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// A directory that belongs to one run.
+#[derive(Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+    metrics: File,
+}
+
+impl RunDirectory {
+    /// Takes `path` for a run and writes its resolved configuration.
+    ///
+    /// # Errors
+    /// When `path` holds anything already, or cannot be written.
+    pub fn create(path: &Path, config: &RunConfig) -> Result<Self, Error> {
+        let io = |source| Error::Io { path: path.into(), source };
+        fs::create_dir_all(path).map_err(io)?;
+        if fs::read_dir(path).map_err(io)?.next().is_some() {
+            return Err(Error::RunDirectoryExists { path: path.into() });
+        }
+        let header = format!("# Resolved configuration of a run of firesight {}.\n", env!("CARGO_PKG_VERSION"));
+        write_atomically(&path.join("config.toml"), (header + &config.to_toml()).as_bytes())?;
+        let metrics = path.join("metrics.jsonl");
+        let file = File::create_new(&metrics).map_err(|source| Error::Io { path: metrics, source })?;
+        Ok(Self { path: path.into(), metrics: file })
+    }
+
+    /// Takes the first of `parent/name`, `parent/name-2`, `parent/name-3`... that is free.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub fn create_numbered(parent: &Path, name: &str, config: &RunConfig) -> Result<Self, Error> {
+        let mut path = parent.join(name);
+        for number in 2.. {
+            match Self::create(&path, config) {
+                Err(Error::RunDirectoryExists { .. }) => path = parent.join(format!("{name}-{number}")),
+                created => return created,
+            }
+        }
+        unreachable!("the numbers do not end")
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends one line to `metrics.jsonl`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn metrics(&mut self, phase: &str, step: usize, metrics: &[(String, f64)]) -> Result<(), Error> {
+        let mut line = Map::new();
+        line.insert("phase".into(), phase.into());
+        line.insert("step".into(), step.into());
+        // JSON has no NaN: what is not a number becomes null.
+        line.extend(metrics.iter().map(|(name, value)| (name.clone(), Value::from(*value))));
+        let path = self.path.join("metrics.jsonl");
+        writeln!(self.metrics, "{}", Value::Object(line)).map_err(|source| Error::Io { path, source })
+    }
+
+    /// Writes a file of the run, in a subdirectory if `name` has one.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, name: &str, contents: &[u8]) -> Result<(), Error> {
+        let path = self.path.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.into(), source })?;
+        }
+        write_atomically(&path, contents)
+    }
+
+    /// Writes the model as a Hugging Face directory: its weights, and the files it came with.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn save_model(&self, policy: &VlmPolicy, origin: &Path) -> Result<PathBuf, Error> {
+        let target = self.path.join("model");
+        let io = |source| Error::Io { path: target.clone(), source };
+        let temporary = tempfile::Builder::new().prefix(".model").tempdir_in(&self.path).map_err(io)?;
+        for name in MODEL_FILES {
+            let file = origin.join(name);
+            if file.is_file() {
+                fs::copy(&file, temporary.path().join(name)).map_err(|source| Error::Io { path: file, source })?;
+            }
+        }
+        policy.model.save_weights(temporary.path())?;
+        fs::rename(temporary.keep(), &target).map_err(io)?;
+        Ok(target)
+    }
+}
+
+fn write_atomically(path: &Path, contents: &[u8]) -> Result<(), Error> {
+    let io = |source| Error::Io { path: path.into(), source };
+    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
+    file.write_all(contents).map_err(io)?;
+    file.persist(path).map_err(|error| io(error.error))?;
+    Ok(())
+}

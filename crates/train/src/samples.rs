@@ -1,0 +1,66 @@
+//! A few rollouts of a step as a person would look at them: the picture, and what was said about it.
+
+use std::fmt::Write as _;
+use std::io::Cursor;
+
+use firesight_rl::{Completion, Group};
+use image::{DynamicImage, ImageFormat};
+
+use crate::Error;
+use crate::examples::Question;
+use crate::policy::VlmPrompt;
+use crate::reinforcement::Report;
+use crate::run_directory::RunDirectory;
+
+/// Writes `samples/step<step>-<n>.png` and `.txt` for the first `count` groups of a step.
+pub(crate) fn write_samples(
+    run: &RunDirectory,
+    step: usize,
+    questions: &[Question],
+    report: &Report,
+    count: usize,
+) -> Result<(), Error> {
+    for (index, (question, group)) in questions.iter().zip(&report.groups).take(count).enumerate() {
+        let name = format!("samples/step{step:04}-{index}");
+        let mut png = Cursor::new(Vec::new());
+        // Encoding into memory only fails for pictures without pixels.
+        if DynamicImage::from(question.example.image.clone()).write_to(&mut png, ImageFormat::Png).is_ok() {
+            run.write(&format!("{name}.png"), png.get_ref())?;
+        }
+        let text = describe(question, group, &report.advantages[index], &report.credit[index]);
+        run.write(&format!("{name}.txt"), text.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn describe(question: &Question, group: &Group<VlmPrompt>, advantages: &[f32], credit: &[Vec<f32>]) -> String {
+    let example = &question.example;
+    let mut text = format!("{}\n{}\nanswer: {}\n", example.title, example.question, example.answer);
+    for (index, completion) in group.completions.iter().enumerate() {
+        let reward = &group.rewards[index];
+        let _ = writeln!(text, "\n--- completion {index}: reward {}, advantage {:+.3}", reward.total, advantages[index]);
+        for (name, value) in &reward.parts {
+            let _ = writeln!(text, "    {name} {value}");
+        }
+        // A group without an advantage is not trained on and has no weights.
+        match credit.get(index) {
+            Some(weights) => {
+                let _ = writeln!(text, "    credit weights {}", runs(weights));
+            }
+            None => text.push_str("    no credit weights: the rewards of the group are all equal\n"),
+        }
+        let _ = writeln!(text, "{}", shown(completion));
+    }
+    text
+}
+
+/// Equal neighbours as `weight x tokens`: a paragraph's tokens share their weight.
+fn runs(weights: &[f32]) -> String {
+    let equal = |a: &f32, b: &f32| (a - b).abs() < 1e-6;
+    let runs: Vec<String> = weights.chunk_by(equal).map(|run| format!("{:.3} x {}", run[0], run.len())).collect();
+    runs.join(", ")
+}
+
+fn shown(completion: &Completion) -> String {
+    format!("{}{}", completion.text, if completion.truncated { " [cut off at the length limit]" } else { "" })
+}

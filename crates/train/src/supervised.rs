@@ -1,0 +1,113 @@
+//! Learning from worked answers, until the model half-knows the task.
+
+use burn::module::Module;
+use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use burn::tensor::{Tensor, TensorData};
+use firesight_rl::{Completion, Error as TrainerError, Group, Policy, SignalSet, clip_global_norm, gradients_in_parallel};
+
+use crate::Error;
+use crate::config::RunConfig;
+use crate::evaluate::{greedy_correct, share};
+use crate::examples::{Purpose, Question};
+use crate::job::Job;
+use crate::policy::{VlmPolicy, VlmPrompt};
+use crate::progress::{Field, Progress};
+use crate::run_directory::RunDirectory;
+
+/// Largest norm of the gradient.
+const MAX_GRADIENT_NORM: f32 = 1.0;
+
+/// AdamW as both phases use it.
+pub(crate) fn optimizer(weight_decay: f32) -> ModuleOptimizer {
+    AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(weight_decay).init()
+}
+
+/// Trains on worked answers of new examples until [`crate::config::Supervised::stop_accuracy`] is reached on training
+/// data. Returns the policy and the steps taken.
+///
+/// # Errors
+/// When a worked answer is longer than a completion may be, or the model fails.
+pub fn supervised(
+    mut policy: VlmPolicy,
+    config: &RunConfig,
+    job: &Job,
+    run: &mut RunDirectory,
+    progress: &mut Progress,
+) -> Result<(VlmPolicy, usize), Error> {
+    let settings = &config.supervised;
+    let mut optimizer = optimizer(settings.weight_decay);
+    progress.phase("supervised", settings.max_steps);
+    let mut accuracy = None;
+    let mut step = 0;
+    while step < settings.max_steps {
+        let easy_steps = settings.curriculum.as_ref().map_or(0, |curriculum| curriculum.steps);
+        let questions = job.easy_questions.as_ref().filter(|_| step < easy_steps).unwrap_or(&job.questions);
+        let batch = questions.batch(Purpose::Supervised, step * settings.batch_size, settings.batch_size)?;
+        let learning_rate = settings.schedule.at(step, settings.max_steps);
+        let (loss, norm);
+        (policy, loss, norm) = supervised_step(policy, &mut optimizer, &batch, learning_rate, config)?;
+        step += 1;
+        let mut metrics =
+            vec![("loss/supervised".into(), loss), ("grad/norm".into(), norm), ("learning_rate".into(), learning_rate)];
+        if step >= easy_steps && step % settings.check_every == 0 {
+            let first = step / settings.check_every * settings.check_examples;
+            let check = job.questions.batch(Purpose::Check, first, settings.check_examples)?;
+            let correct = greedy_correct(&policy.valid(), &check, config.reinforcement.max_tokens, config.threads)?;
+            accuracy = Some(share(&correct));
+            metrics.extend(accuracy.map(|accuracy| ("train/accuracy".into(), accuracy)));
+        }
+        run.metrics("supervised", step, &metrics)?;
+        progress.step(&[Field::new("loss", loss), Field::maybe("accuracy", accuracy)]);
+        if accuracy.is_some_and(|accuracy| accuracy >= settings.stop_accuracy) {
+            break;
+        }
+    }
+    progress.finish();
+    Ok((policy, step))
+}
+
+/// One optimizer step on the mean cross-entropy of the tokens of worked answers; also returns that loss and the norm of
+/// its gradient.
+fn supervised_step(
+    policy: VlmPolicy,
+    optimizer: &mut ModuleOptimizer,
+    batch: &[Question],
+    learning_rate: f64,
+    config: &RunConfig,
+) -> Result<(VlmPolicy, f64, f64), Error> {
+    let targets = batch.iter().map(|question| target(&policy, question, config)).collect::<Result<Vec<_>, Error>>()?;
+    let tokens: usize = targets.iter().map(|group| group.completions[0].tokens.len()).sum();
+    let micro_batches: Vec<&[Group<VlmPrompt>]> = targets.chunks(config.supervised.micro_batch).collect();
+    let (gradients, losses) = gradients_in_parallel(&policy, micro_batches.len(), config.threads, |policy, job| {
+        let groups = micro_batches[job];
+        let log_probs = policy.score(groups, 1.0, SignalSet::default())?.log_probs;
+        let [rows, width] = log_probs.dims();
+        let mut weights = vec![0.0; rows * width];
+        for (row, group) in weights.chunks_exact_mut(width).zip(groups) {
+            row[..group.completions[0].tokens.len()].fill(-1.0 / tokens as f32);
+        }
+        let weights = Tensor::<2>::from_data(TensorData::new(weights, [rows, width]), &log_probs.device());
+        let loss = (log_probs * weights).sum();
+        let value = f64::from(loss.clone().into_scalar::<f32>());
+        if !value.is_finite() {
+            return Err(TrainerError::NonFiniteLoss { group: job * config.supervised.micro_batch, completion: 0, token: 0 });
+        }
+        Ok((GradientsParams::from_grads(loss.backward(), policy), value))
+    })?;
+    let (gradients, norm) = clip_global_norm(&policy, gradients, Some(MAX_GRADIENT_NORM))?;
+    let policy = optimizer.step(learning_rate, policy, gradients);
+    Ok((policy, losses.iter().sum(), norm))
+}
+
+/// The worked answer as a completion to imitate.
+fn target(policy: &VlmPolicy, question: &Question, config: &RunConfig) -> Result<Group<VlmPrompt>, Error> {
+    let text = &question.example.worked;
+    let mut tokens = policy.processor().tokenizer().encode(text)?;
+    tokens.push(policy.end_of_turn());
+    let limit = config.reinforcement.max_tokens;
+    if tokens.len() > limit {
+        return Err(Error::TargetLength { text: text.clone(), tokens: tokens.len(), limit });
+    }
+    let completion = Completion { tokens, log_probs: Vec::new(), text: text.clone(), truncated: false };
+    Ok(Group { prompt: question.prompt.clone(), completions: vec![completion], rewards: Vec::new() })
+}

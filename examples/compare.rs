@@ -1,0 +1,103 @@
+//! Credit assignment compared honestly: every combination of algorithm and credit, from the same warm-up, on the same
+//! prompts, over several seeds.
+//!
+//! ```sh
+//! cargo run --release --example compare -- --seeds 3
+//! ```
+//!
+//! About 40 CPU minutes for three seeds; `--threads` arms run at a time. Prints the table of the README.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use clap::Parser;
+use firesight_kawhi::KawhiConfig;
+use firesight_train::{
+    Accuracy, AlgorithmConfig, CreditConfig, Destination, Job, Progress, RunConfig, reinforcement, supervised,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Compares algorithms and credit assignment on the main job.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Seeds, counted from 0.
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Rollouts of every arm [default: as in the configuration].
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Arms that run at a time, on one thread each.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Where the run directories go.
+    #[arg(long, default_value = "runs/compare")]
+    out: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut base = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml"))?;
+    base.model = root.join(&base.model);
+    base.reinforcement.steps = options.steps.unwrap_or(base.reinforcement.steps);
+    let grpo = AlgorithmConfig::Grpo { clip_low: 0.2, clip_high: 0.28, kl: 0.0 };
+    let gspo = AlgorithmConfig::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.0 };
+    let kawhi = CreditConfig::Kawhi(KawhiConfig::default());
+    let arms =
+        [(grpo, CreditConfig::Uniform), (grpo, kawhi.clone()), (gspo, CreditConfig::Uniform), (gspo, kawhi)];
+
+    println!("| seed | warm-up | {} |", arms.each_ref().map(|(a, c)| format!("{} + {}", a.name(), c.name())).join(" | "));
+    println!("|---|---|{}", "---|".repeat(arms.len()));
+    let mut gains = vec![Vec::new(); arms.len()];
+    for seed in 0..options.seeds {
+        let mut config = RunConfig { seed, threads: options.threads, ..base.clone() };
+        config.name = format!("seed{seed}-warm-up");
+        let job = Job::new(&config)?;
+        let mut directory = Destination::Under(options.out.clone()).create(&config)?;
+        let (policy, _) =
+            supervised(job.policy(seed)?, &config, &job, &mut directory, &mut Progress::detect())?;
+        let warm_up = job.measure(&policy, &config)?;
+
+        let found: Mutex<Vec<Option<Accuracy>>> = Mutex::new(vec![None; arms.len()]);
+        let next = Mutex::new(0..arms.len());
+        let worker = || -> anyhow::Result<()> {
+            loop {
+                let Some(index) = next.lock().ok().and_then(|mut next| next.next()) else { return Ok(()) };
+                let mut config = RunConfig { threads: 1, ..config.clone() };
+                (config.reinforcement.algorithm, config.reinforcement.credit) = arms[index].clone();
+                config.name = format!("seed{seed}-{}-{}", arms[index].0.name(), arms[index].1.name());
+                let mut directory = Destination::Under(options.out.clone()).create(&config)?;
+                let mut progress = Progress::silent();
+                let policy = policy.clone();
+                let policy =
+                    reinforcement(policy, &config, &job, &mut directory, &mut progress)?;
+                let accuracy = job.measure(&policy, &config)?;
+                if let Ok(mut found) = found.lock() {
+                    found[index] = Some(accuracy);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..options.threads).map(|_| scope.spawn(worker)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
+        })?;
+        let found: Vec<Accuracy> = found.into_inner()?.into_iter().flatten().collect();
+        let cells: Vec<String> = found.iter().map(|a| format!("{:.1} (blind {:.1})", 100.0 * a.sighted, 100.0 * a.blind)).collect();
+        println!("| {seed} | {:.1} (blind {:.1}) | {} |", 100.0 * warm_up.sighted, 100.0 * warm_up.blind, cells.join(" | "));
+        for (gains, accuracy) in gains.iter_mut().zip(found) {
+            gains.push(100.0 * (accuracy.sighted - warm_up.sighted));
+        }
+    }
+    let cells: Vec<String> = gains.iter().map(|gains| mean_and_error(gains)).collect();
+    println!("| gain, mean ± s.e. | | {} |", cells.join(" | "));
+    Ok(())
+}
+
+fn mean_and_error(values: &[f64]) -> String {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0);
+    format!("{mean:+.1} ± {:.1}", (variance / count).sqrt())
+}
