@@ -45,10 +45,12 @@ fn main() -> anyhow::Result<()> {
     let grpo = AlgorithmConfig::Grpo { clip_low: 0.2, clip_high: 0.28, kl: 0.0 };
     let gspo = AlgorithmConfig::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.0 };
     let kawhi = CreditConfig::Kawhi(KawhiConfig::default());
-    let arms =
-        [(grpo, CreditConfig::Uniform), (grpo, kawhi.clone()), (gspo, CreditConfig::Uniform), (gspo, kawhi)];
+    let arms = [(grpo, CreditConfig::Uniform), (grpo, kawhi.clone()), (gspo, CreditConfig::Uniform), (gspo, kawhi)];
 
-    println!("| seed | warm-up | {} |", arms.each_ref().map(|(a, c)| format!("{} + {}", a.name(), c.name())).join(" | "));
+    println!(
+        "| seed | warm-up | {} |",
+        arms.each_ref().map(|(a, c)| format!("{} + {}", a.name(), c.name())).join(" | ")
+    );
     println!("|---|---|{}", "---|".repeat(arms.len()));
     let mut gains = vec![Vec::new(); arms.len()];
     for seed in 0..options.seeds {
@@ -56,8 +58,7 @@ fn main() -> anyhow::Result<()> {
         config.name = format!("seed{seed}-warm-up");
         let job = Job::new(&config)?;
         let mut directory = Destination::Under(options.out.clone()).create(&config)?;
-        let (policy, _) =
-            supervised(job.policy(seed)?, &config, &job, &mut directory, &mut Progress::detect())?;
+        let (policy, _) = supervised(job.policy(seed)?, &config, &job, &mut directory, &mut Progress::detect())?;
         let warm_up = job.measure(&policy, &config)?;
 
         let found: Mutex<Vec<Option<Accuracy>>> = Mutex::new(vec![None; arms.len()]);
@@ -71,8 +72,7 @@ fn main() -> anyhow::Result<()> {
                 let mut directory = Destination::Under(options.out.clone()).create(&config)?;
                 let mut progress = Progress::silent();
                 let policy = policy.clone();
-                let policy =
-                    reinforcement(policy, &config, &job, &mut directory, &mut progress)?;
+                let policy = reinforcement(policy, &config, &job, &mut directory, &mut progress)?;
                 let accuracy = job.measure(&policy, &config)?;
                 if let Ok(mut found) = found.lock() {
                     found[index] = Some(accuracy);
@@ -84,8 +84,14 @@ fn main() -> anyhow::Result<()> {
             workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
         })?;
         let found: Vec<Accuracy> = found.into_inner()?.into_iter().flatten().collect();
-        let cells: Vec<String> = found.iter().map(|a| format!("{:.1} (blind {:.1})", 100.0 * a.sighted, 100.0 * a.blind)).collect();
-        println!("| {seed} | {:.1} (blind {:.1}) | {} |", 100.0 * warm_up.sighted, 100.0 * warm_up.blind, cells.join(" | "));
+        let cells: Vec<String> =
+            found.iter().map(|a| format!("{:.1} (blind {:.1})", 100.0 * a.sighted, 100.0 * a.blind)).collect();
+        println!(
+            "| {seed} | {:.1} (blind {:.1}) | {} |",
+            100.0 * warm_up.sighted,
+            100.0 * warm_up.blind,
+            cells.join(" | ")
+        );
         for (gains, accuracy) in gains.iter_mut().zip(found) {
             gains.push(100.0 * (accuracy.sighted - warm_up.sighted));
         }

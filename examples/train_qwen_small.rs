@@ -68,8 +68,12 @@ fn main() -> anyhow::Result<()> {
     config.threads = options.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     config.reinforcement.steps = options.steps.unwrap_or(config.reinforcement.steps);
     match options.algorithm {
-        Some(Algorithm::Grpo) => config.reinforcement.algorithm = AlgorithmConfig::Grpo { clip_low: 0.2, clip_high: 0.28, kl: 0.0 },
-        Some(Algorithm::Gspo) => config.reinforcement.algorithm = AlgorithmConfig::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.0 },
+        Some(Algorithm::Grpo) => {
+            config.reinforcement.algorithm = AlgorithmConfig::Grpo { clip_low: 0.2, clip_high: 0.28, kl: 0.0 }
+        }
+        Some(Algorithm::Gspo) => {
+            config.reinforcement.algorithm = AlgorithmConfig::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.0 }
+        }
         None => {}
     }
     match options.credit {
@@ -78,7 +82,8 @@ fn main() -> anyhow::Result<()> {
         None => {}
     }
     let reinforcement = &config.reinforcement;
-    config.name = format!("qwen-small-{}-{}-seed{}", reinforcement.algorithm.name(), reinforcement.credit.name(), config.seed);
+    config.name =
+        format!("qwen-small-{}-{}-seed{}", reinforcement.algorithm.name(), reinforcement.credit.name(), config.seed);
 
     let destination = options.out.map_or_else(|| Destination::Under("runs".into()), Destination::Exactly);
     let outcome = run(&config, &destination, &mut Progress::detect())?;

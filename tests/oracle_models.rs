@@ -58,7 +58,8 @@ fn cases(dir: &Path) -> Vec<Case> {
 
 fn case(dir: &Path, path: &Path) -> Case {
     let tensors = Tensors::read(&path.with_extension("safetensors"));
-    let merge = support::json(&dir.join("config.json"))["vision_config"]["spatial_merge_size"].as_u64().unwrap() as usize;
+    let merge =
+        support::json(&dir.join("config.json"))["vision_config"]["spatial_merge_size"].as_u64().unwrap() as usize;
     let mut images = images(&tensors, merge).into_iter();
     let row_values = |ids: &str, mask: &str| -> Vec<Vec<i64>> {
         let (shape, ids) = tensors.i64(ids);
@@ -209,10 +210,12 @@ fn a_shared_prompt_changes_nothing() {
         let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
         for case in &cases {
             let completions: Vec<&[u32]> = case.rows.iter().map(|(_, completion)| completion.as_slice()).collect();
-            let score = |batch: Vec<Scored<'_>>| values(model.score(&batch, 0.7, &everything(&model), None).unwrap().log_probs);
+            let score =
+                |batch: Vec<Scored<'_>>| values(model.score(&batch, 0.7, &everything(&model), None).unwrap().log_probs);
             // Every prompt of the case with every completion of the case, together and one by one.
-            let shared: Vec<f32> =
-                score(case.rows.iter().map(|(prompt, _)| Scored { prompt, completions: completions.clone() }).collect());
+            let shared: Vec<f32> = score(
+                case.rows.iter().map(|(prompt, _)| Scored { prompt, completions: completions.clone() }).collect(),
+            );
             let longest = completions.iter().map(|c| c.len()).max().unwrap();
             let mut alone = Vec::new();
             for (prompt, _) in &case.rows {
@@ -316,8 +319,7 @@ fn adamw_steps() {
         // The oracle took these steps on one fixed case.
         let case = case(&dir, &dir.join("expected/batch_leftpad.json"));
         let mut model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
-        let mut optimizer =
-            AdamWConfig::new().with_beta_2(0.999).with_epsilon(1e-8).with_weight_decay(0.01).init();
+        let mut optimizer = AdamWConfig::new().with_beta_2(0.999).with_epsilon(1e-8).with_weight_decay(0.01).init();
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         for _ in 0..expected.f32("losses").1.len() {
             let (loss, gradients) = supervised(&model, &case);
@@ -385,8 +387,12 @@ fn policy_gradients() {
             let scores = model.score(&scored(&case), temperature, &everything(&model), None).unwrap();
             let device = scores.log_probs.device();
             let [rows, width] = scores.log_probs.dims();
-            check(&case, "log-probs", &real(&base, "completion_mask", &values(scores.log_probs.clone())),
-                &real(&base, "completion_mask", &case.tensors.f32("logps").1));
+            check(
+                &case,
+                "log-probs",
+                &real(&base, "completion_mask", &values(scores.log_probs.clone())),
+                &real(&base, "completion_mask", &case.tensors.f32("logps").1),
+            );
 
             let lengths: Vec<usize> = case.rows.iter().map(|(_, completion)| completion.len()).collect();
             let per_token = |value: &dyn Fn(usize) -> f32| {
@@ -396,9 +402,8 @@ fn policy_gradients() {
                     .collect();
                 Tensor::<2>::from_data(TensorData::new(values, [rows, width]), &device)
             };
-            let stored = |name: &str| {
-                Tensor::<2>::from_data(TensorData::new(case.tensors.f32(name).1, [rows, width]), &device)
-            };
+            let stored =
+                |name: &str| Tensor::<2>::from_data(TensorData::new(case.tensors.f32(name).1, [rows, width]), &device);
             let advantages = case.tensors.f32("advantages").1;
             let tokens = loss
                 .forward(LossInput {

@@ -1,7 +1,7 @@
 //! Reading an oracle: reference values computed by independent implementations.
 //!
 //! The tests that use it list the directories and cases they find, so a case is added by adding its files.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -109,3 +109,8 @@ pub enum Error {
         parameter: String,
     },
 }
+
+/// Refuses any other number of things than there has to be.
+pub(crate) fn check_count(what: &'static str, found: usize, expected: usize) -> Result<(), Error> {
+    if found == expected { Ok(()) } else { Err(Error::Count { what, found, expected }) }
+}

@@ -3,8 +3,8 @@
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 
+use crate::error::check_count;
 use crate::in_order::in_order;
-use crate::trainer::expect;
 use crate::{Completion, Error, Sampler, Sampling};
 
 /// Runs `jobs` forward and backward passes on `threads` threads and sums their gradients in the order of the jobs, so
@@ -65,11 +65,15 @@ where
         |sampler, job| {
             let first_stream = sampling.first_stream + (job * batch * group_size) as u64;
             let groups = sampler.sample(batches[job], group_size, Sampling { first_stream, ..sampling })?;
-            expect("groups of completions", groups.len(), batches[job].len())?;
+            check_count("groups of completions", groups.len(), batches[job].len())?;
             for group in &groups {
-                expect("completions in a group", group.len(), group_size)?;
+                check_count("completions in a group", group.len(), group_size)?;
                 for completion in group {
-                    expect("log-probabilities of a completion", completion.log_probs.len(), completion.tokens.len())?;
+                    check_count(
+                        "log-probabilities of a completion",
+                        completion.log_probs.len(),
+                        completion.tokens.len(),
+                    )?;
                 }
             }
             Ok(groups)

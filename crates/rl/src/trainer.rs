@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::optim::ModuleOptimizer;
 
@@ -31,7 +31,7 @@ pub struct Options {
 }
 
 impl Options {
-    fn validate(&self) -> Result<(), Error> {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
         let at_least = |setting, value: usize, least: usize, reason| {
             if value < least { Err(Error::Setting { setting, value: value.to_string(), reason }) } else { Ok(()) }
         };
@@ -97,6 +97,27 @@ pub struct StepReport<P> {
     pub metrics: Metrics,
 }
 
+impl<P> StepReport<P> {
+    /// The report of a rollout and its updates that together took `elapsed`; for callers who run the two themselves,
+    /// say to keep the groups when the update fails.
+    #[must_use]
+    pub fn new(rollout: Rollout<P>, update: Update, elapsed: Duration) -> Self {
+        let Rollout { groups, timing } = rollout;
+        let generated = groups.iter().flat_map(|group| &group.completions).map(|answer| answer.tokens.len()).sum();
+        let timing = Timing { sample: timing.sample, reward: timing.reward, ..update.timing };
+        let mut metrics = batch_metrics(&groups, &update.advantages);
+        metrics.extend(update.metrics);
+        metrics.extend(timing_metrics(timing, elapsed, generated, update.trained_tokens));
+        Self {
+            groups,
+            advantages: update.advantages,
+            credit: update.credit,
+            optimizer_steps: update.optimizer_steps,
+            metrics,
+        }
+    }
+}
+
 /// A policy, what it learns by, and the state of its optimizer.
 pub struct Trainer<P: Policy> {
     /// The policy, on an autodiff device.
@@ -151,18 +172,7 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
         let rollout = self.rollout(task, samples)?;
         let update = self.update(&rollout.groups, learning_rate)?;
 
-        let generated = rollout.groups.iter().flat_map(|group| &group.completions).map(|c| c.tokens.len()).sum();
-        let timing = Timing { sample: rollout.timing.sample, reward: rollout.timing.reward, ..update.timing };
-        let mut metrics = batch_metrics(&rollout.groups, &update.advantages);
-        metrics.extend(update.metrics);
-        metrics.extend(timing_metrics(timing, start.elapsed(), generated, update.trained_tokens));
-        Ok(StepReport {
-            groups: rollout.groups,
-            advantages: update.advantages,
-            credit: update.credit,
-            optimizer_steps: update.optimizer_steps,
-            metrics,
-        })
+        Ok(StepReport::new(rollout, update, start.elapsed()))
     }
 
     /// Draws a group of completions for each sample with the policy as it is, and grades them.
@@ -203,8 +213,4 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
         let groups = prompts.into_iter().zip(sampled);
         Ok(groups.map(|(prompt, completions)| Group { prompt, completions, rewards: Vec::new() }).collect())
     }
-}
-
-pub(crate) fn expect(what: &'static str, found: usize, expected: usize) -> Result<(), Error> {
-    if found == expected { Ok(()) } else { Err(Error::Count { what, found, expected }) }
 }

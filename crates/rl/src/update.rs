@@ -6,9 +6,9 @@ use std::time::Instant;
 use burn::optim::GradientsParams;
 
 use crate::batch::{check_shape, pad, unpad, values};
+use crate::error::check_count;
 use crate::in_order::in_order;
 use crate::metrics::{TokenSums, update_metrics};
-use crate::trainer::expect;
 use crate::{
     Algorithm, Coefficients, CreditAssigner, Error, Group, LossInput, Policy, SignalSet, Signals, Timing, TokenLoss,
     Trainer, Update, clip_global_norm, gradients_in_parallel,
@@ -79,8 +79,9 @@ impl<P: Policy> Trainer<P> {
     /// # Errors
     /// [`Error::NonFiniteReward`], [`Error::NonFiniteLoss`] or [`Error::NonFiniteGradient`] name the first bad number,
     /// and the policy is left as it was before the optimizer step that met it. Otherwise when the policy or the credit
-    /// assigner fails or returns something of the wrong shape.
+    /// assigner fails or returns something of the wrong shape, and for options that cannot be trained with.
     pub fn update(&mut self, groups: &[Group<P::Prompt>], learning_rate: f64) -> Result<Update, Error> {
+        self.options.validate()?;
         let advantages = self.advantages(groups)?;
         let mut batch = Batch::new(groups, &advantages);
         let updates = self.options.mini_batches * self.options.passes_per_rollout;
@@ -136,15 +137,15 @@ impl<P: Policy> Trainer<P> {
         let rewards: Vec<Vec<f32>> =
             groups.iter().map(|group| group.rewards.iter().map(|reward| reward.total).collect()).collect();
         for (index, (group, rewards)) in groups.iter().zip(&rewards).enumerate() {
-            expect("rewards of a group", rewards.len(), group.completions.len())?;
+            check_count("rewards of a group", rewards.len(), group.completions.len())?;
             if let Some(completion) = rewards.iter().position(|reward| !reward.is_finite()) {
                 return Err(Error::NonFiniteReward { group: index, completion });
             }
         }
         let advantages = self.algorithm.advantage.advantages(&rewards);
-        expect("groups of advantages", advantages.len(), groups.len())?;
+        check_count("groups of advantages", advantages.len(), groups.len())?;
         for (group, (advantages, rewards)) in advantages.iter().zip(&rewards).enumerate() {
-            expect("advantages of a group", advantages.len(), rewards.len())?;
+            check_count("advantages of a group", advantages.len(), rewards.len())?;
             if let Some(completion) = advantages.iter().position(|advantage| !advantage.is_finite()) {
                 return Err(Error::NonFiniteAdvantage { group, completion });
             }
@@ -256,7 +257,7 @@ fn weights<P>(
     signals: &Signals,
 ) -> Result<Vec<Vec<f32>>, Error> {
     let weights = credit.weights(groups, signals)?;
-    expect("rows of credit weights", weights.len(), lengths.len())?;
+    check_count("rows of credit weights", weights.len(), lengths.len())?;
     match weights.iter().zip(lengths).position(|(weights, &length)| weights.len() != length) {
         None => Ok(weights),
         Some(completion) => {

@@ -230,6 +230,9 @@ impl RunConfig {
     }
 
     /// The file that gives this configuration.
+    ///
+    /// # Panics
+    /// Never: every field has a TOML form.
     #[must_use]
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("every field has a TOML form")
@@ -251,7 +254,8 @@ impl RunConfig {
             return Err(("data.pictures", "must name at least one kind of picture".into()));
         }
         if self.reinforcement.group_size < 2 {
-            let problem = format!("is {}; an advantage compares at least two completions", self.reinforcement.group_size);
+            let problem =
+                format!("is {}; an advantage compares at least two completions", self.reinforcement.group_size);
             return Err(("reinforcement.group_size", problem));
         }
         Ok(())

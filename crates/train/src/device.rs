@@ -16,14 +16,11 @@ pub fn device(name: &str) -> Result<Device, Error> {
         #[cfg(feature = "wgpu")]
         ("wgpu", Some(0)) => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
         _ => {
-            let available: Vec<&str> = [
-                ("flex", cfg!(feature = "flex")),
-                ("cuda", cfg!(feature = "cuda")),
-                ("wgpu", cfg!(feature = "wgpu")),
-            ]
-            .into_iter()
-            .filter_map(|(name, there)| there.then_some(name))
-            .collect();
+            let available: Vec<&str> =
+                [("flex", cfg!(feature = "flex")), ("cuda", cfg!(feature = "cuda")), ("wgpu", cfg!(feature = "wgpu"))]
+                    .into_iter()
+                    .filter_map(|(name, there)| there.then_some(name))
+                    .collect();
             Err(Error::Device { name: name.into(), available: available.join(", ") })
         }
     }

@@ -29,7 +29,7 @@ pub enum Purpose {
 #[derive(Debug, Clone)]
 pub struct Question {
     /// The example.
-    pub example: Example,
+    pub example: Arc<Example>,
     /// Its prompt with the image.
     pub prompt: VlmPrompt,
 }
@@ -65,7 +65,7 @@ impl Questions {
             Purpose::Reinforcement => (Split::Train, self.seed, index * 3 + 2),
             Purpose::HeldOut => (Split::HeldOut, 0, index),
         };
-        let example = self.charts.example(split, seed, index);
+        let example = Arc::new(self.charts.example(split, seed, index));
         let prompt = self.prompt(&example.image, &example.question)?;
         Ok(Question { example, prompt })
     }

@@ -75,11 +75,10 @@ impl Job {
     /// When the weights are broken or do not fit the tokenizer.
     pub fn policy(&self, seed: u64) -> Result<VlmPolicy, Error> {
         let device = self.device.clone().autodiff();
-        device.seed(seed);
         let model = if self.model.join("model.safetensors").is_file() {
             QwenVl::from_dir(&self.model, &device)?.train()
         } else {
-            QwenVl::new(&self.model_config, &device)
+            QwenVl::new(&self.model_config, seed, &device)
         };
         Ok(VlmPolicy::new(model, self.processor.clone())?)
     }
@@ -91,9 +90,9 @@ impl Job {
     pub fn measure(&self, policy: &VlmPolicy, config: &RunConfig) -> Result<Accuracy, Error> {
         let valid = policy.valid();
         let accuracy = |questions: &[Question]| {
-            greedy_correct(&valid, questions, config.reinforcement.max_tokens, config.threads).map(|found| share(&found))
+            greedy_correct(&valid, questions, config.reinforcement.max_tokens, config.threads)
+                .map(|found| share(&found))
         };
         Ok(Accuracy { sighted: accuracy(&self.held_out)?, blind: accuracy(&self.blanked)? })
     }
 }
-

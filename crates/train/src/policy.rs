@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use firesight_kawhi::{ImageView, VisualPrompt};
-use firesight_rl::{AttentionStates, Completion, Error, Group, Policy, Rope, Sampler, Sampling, Scores, SignalSet, Signals};
+use firesight_rl::{
+    AttentionStates, Completion, Error, Group, Policy, Rope, Sampler, Sampling, Scores, SignalSet, Signals,
+};
 use firesight_vlm::{AttentionPoint, Generation, Processor, Prompt, QwenVl, Scored, TokenMask};
 
 /// A vision-language model with what it takes to speak: its tokenizer, its stop tokens, and the tokens it may not say.
@@ -98,12 +100,13 @@ impl Policy for VlmPolicy {
             Rope::After => AttentionPoint::AfterRope,
             Rope::Before => AttentionPoint::BeforeRope,
         });
-        let scores =
-            self.model.score(&batch, temperature, &self.speech.mask, point).map_err(|error| Error::Policy(error.into()))?;
-        let attention = scores.attention.map(|attention| AttentionStates {
-            queries: attention.queries,
-            visual_keys: attention.visual_keys,
-        });
+        let scores = self
+            .model
+            .score(&batch, temperature, &self.speech.mask, point)
+            .map_err(|error| Error::Policy(error.into()))?;
+        let attention = scores
+            .attention
+            .map(|attention| AttentionStates { queries: attention.queries, visual_keys: attention.visual_keys });
         Ok(Scores { log_probs: scores.log_probs, entropy: scores.entropy, signals: Signals { attention } })
     }
 }

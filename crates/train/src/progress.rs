@@ -65,7 +65,9 @@ impl Progress {
     pub fn phase(&mut self, name: &'static str, steps: usize) {
         (self.phase, self.step, self.steps, self.started) = (name, 0, steps, Instant::now());
         if let Kind::Bar(bar) = &mut self.kind {
-            let style = ProgressStyle::with_template("{prefix:14} {bar:30} {pos:>4}/{len:<4} {elapsed:>4}  left {eta:<4} {msg}");
+            let style = ProgressStyle::with_template(
+                "{prefix:14} {bar:30} {pos:>4}/{len:<4} {elapsed:>4}  left {eta:<4} {msg}",
+            );
             *bar = ProgressBar::new(steps as u64).with_prefix(name);
             if let Ok(style) = style {
                 bar.set_style(style);

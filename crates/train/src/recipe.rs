@@ -55,7 +55,8 @@ impl Outcome {
         table.set_header(["held-out accuracy", "with picture", "blind", "steps", "seconds"]);
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         let mut row = |name: &str, accuracy: Accuracy, (steps, seconds): (usize, f64)| {
-            let cost = if steps == 0 { [String::new(), String::new()] } else { [steps.to_string(), format!("{seconds:.0}")] };
+            let cost =
+                if steps == 0 { [String::new(), String::new()] } else { [steps.to_string(), format!("{seconds:.0}")] };
             let [steps, seconds] = cost;
             table.add_row([name.into(), percent(accuracy.sighted), percent(accuracy.blind), steps, seconds]);
         };

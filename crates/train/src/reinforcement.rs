@@ -84,7 +84,9 @@ fn credit(config: &CreditConfig, policy: &VlmPolicy) -> Result<Box<dyn CreditAss
         CreditConfig::Uniform => Box::new(Uniform),
         CreditConfig::Kawhi(kawhi) => {
             let processor = policy.processor().clone();
-            Box::new(Kawhi::new(kawhi.clone(), move |id| processor.tokenizer().token_text(id))?)
+            // Decoding skips special tokens, so the end of the turn is no paragraph of its own.
+            let text = move |id: u32| processor.tokenizer().decode(&[id]).unwrap_or_default();
+            Box::new(Kawhi::new(kawhi.clone(), text)?)
         }
     })
 }

@@ -38,7 +38,8 @@ fn describe(question: &Question, group: &Group<VlmPrompt>, advantages: &[f32], c
     let mut text = format!("{}\n{}\nanswer: {}\n", example.title, example.question, example.answer);
     for (index, completion) in group.completions.iter().enumerate() {
         let reward = &group.rewards[index];
-        let _ = writeln!(text, "\n--- completion {index}: reward {}, advantage {:+.3}", reward.total, advantages[index]);
+        let _ =
+            writeln!(text, "\n--- completion {index}: reward {}, advantage {:+.3}", reward.total, advantages[index]);
         for (name, value) in &reward.parts {
             let _ = writeln!(text, "    {name} {value}");
         }

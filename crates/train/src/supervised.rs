@@ -3,7 +3,9 @@
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Tensor, TensorData};
-use firesight_rl::{Completion, Error as TrainerError, Group, Policy, SignalSet, clip_global_norm, gradients_in_parallel};
+use firesight_rl::{
+    Completion, Error as TrainerError, Group, Policy, SignalSet, clip_global_norm, gradients_in_parallel,
+};
 
 use crate::Error;
 use crate::config::RunConfig;
@@ -90,7 +92,11 @@ fn supervised_step(
         let loss = (log_probs * weights).sum();
         let value = f64::from(loss.clone().into_scalar::<f32>());
         if !value.is_finite() {
-            return Err(TrainerError::NonFiniteLoss { group: job * config.supervised.micro_batch, completion: 0, token: 0 });
+            return Err(TrainerError::NonFiniteLoss {
+                group: job * config.supervised.micro_batch,
+                completion: 0,
+                token: 0,
+            });
         }
         Ok((GradientsParams::from_grads(loss.backward(), policy), value))
     })?;

@@ -135,28 +135,60 @@ impl ModelConfig {
             return fail("model_type", format!("is {:?}; supported: qwen3_vl", self.model_type));
         }
         if text.num_key_value_heads == 0 || !text.num_attention_heads.is_multiple_of(text.num_key_value_heads) {
-            return fail("text_config.num_key_value_heads", format!("{} does not divide the {} query heads", text.num_key_value_heads, text.num_attention_heads));
+            return fail(
+                "text_config.num_key_value_heads",
+                format!("{} does not divide the {} query heads", text.num_key_value_heads, text.num_attention_heads),
+            );
         }
         if text.rope_scaling.mrope_section.iter().sum::<usize>() * 2 != text.head_dim {
-            return fail("text_config.rope_scaling.mrope_section", format!("{:?} does not sum to half of head_dim {}", text.rope_scaling.mrope_section, text.head_dim));
+            return fail(
+                "text_config.rope_scaling.mrope_section",
+                format!("{:?} does not sum to half of head_dim {}", text.rope_scaling.mrope_section, text.head_dim),
+            );
         }
-        if vision.num_heads == 0 || !vision.hidden_size.is_multiple_of(vision.num_heads) || !(vision.hidden_size / vision.num_heads).is_multiple_of(4) {
-            return fail("vision_config.num_heads", format!("{} does not split hidden_size {} into heads of a multiple of 4", vision.num_heads, vision.hidden_size));
+        if vision.num_heads == 0
+            || !vision.hidden_size.is_multiple_of(vision.num_heads)
+            || !(vision.hidden_size / vision.num_heads).is_multiple_of(4)
+        {
+            return fail(
+                "vision_config.num_heads",
+                format!(
+                    "{} does not split hidden_size {} into heads of a multiple of 4",
+                    vision.num_heads, vision.hidden_size
+                ),
+            );
         }
         if vision.out_hidden_size != text.hidden_size {
-            return fail("vision_config.out_hidden_size", format!("is {}, text_config.hidden_size is {}", vision.out_hidden_size, text.hidden_size));
+            return fail(
+                "vision_config.out_hidden_size",
+                format!("is {}, text_config.hidden_size is {}", vision.out_hidden_size, text.hidden_size),
+            );
         }
         if vision.num_position_embeddings.isqrt().pow(2) != vision.num_position_embeddings {
-            return fail("vision_config.num_position_embeddings", format!("{} is not a square", vision.num_position_embeddings));
+            return fail(
+                "vision_config.num_position_embeddings",
+                format!("{} is not a square", vision.num_position_embeddings),
+            );
         }
-        if vision.deepstack_visual_indexes.iter().any(|&i| i >= vision.depth) || vision.deepstack_visual_indexes.len() > text.num_hidden_layers {
-            return fail("vision_config.deepstack_visual_indexes", format!("{:?} does not fit {} blocks and {} decoder layers", vision.deepstack_visual_indexes, vision.depth, text.num_hidden_layers));
+        if vision.deepstack_visual_indexes.iter().any(|&i| i >= vision.depth)
+            || vision.deepstack_visual_indexes.len() > text.num_hidden_layers
+        {
+            return fail(
+                "vision_config.deepstack_visual_indexes",
+                format!(
+                    "{:?} does not fit {} blocks and {} decoder layers",
+                    vision.deepstack_visual_indexes, vision.depth, text.num_hidden_layers
+                ),
+            );
         }
         if vision.patch_size == 0 || vision.spatial_merge_size == 0 || vision.temporal_patch_size == 0 {
             return fail("vision_config.patch_size", "and the merge sizes must be positive".into());
         }
         if self.image_token_id as usize >= text.vocab_size {
-            return fail("image_token_id", format!("{} is outside the vocabulary of {}", self.image_token_id, text.vocab_size));
+            return fail(
+                "image_token_id",
+                format!("{} is outside the vocabulary of {}", self.image_token_id, text.vocab_size),
+            );
         }
         Ok(())
     }

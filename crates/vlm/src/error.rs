@@ -120,7 +120,9 @@ pub enum Error {
         vocabulary: usize,
     },
     /// Prompt and completion together are longer than the model's positions.
-    #[error("prompt {index}: {prompt} prompt tokens and {completion} completion tokens exceed the context of {context}")]
+    #[error(
+        "prompt {index}: {prompt} prompt tokens and {completion} completion tokens exceed the context of {context}"
+    )]
     ContextLength {
         /// Which prompt of the batch.
         index: usize,

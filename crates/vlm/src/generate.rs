@@ -4,9 +4,10 @@ use burn::tensor::{Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::Error;
 use crate::model::{QwenVl, TokenMask, last_hidden};
 use crate::processor::Prompt;
-use crate::Error;
+use crate::text::CompletionCache;
 
 /// How completions are drawn.
 #[derive(Debug, Clone)]
@@ -68,7 +69,7 @@ impl QwenVl {
         let device = encoded.states.hidden.device();
         let hidden_size = self.config().text_config.hidden_size;
         let vocabulary = self.config().text_config.vocab_size;
-        let mut cache = self.text().completion_cache(&encoded.states, completions, options.max_new_tokens);
+        let mut cache = CompletionCache::new(&encoded.states, completions, options.max_new_tokens);
 
         let first = host(self.logits(last_hidden(&encoded)));
         let mut logits: Vec<f32> = first.chunks_exact(vocabulary).flat_map(|row| row.repeat(completions)).collect();
@@ -94,7 +95,9 @@ impl QwenVl {
                 self.text().embed_tokens.forward(last).reshape([prompts.len(), completions, 1, hidden_size]);
             let hidden = self.text().complete(&encoded.states, embeddings, &positions, Some(&mut cache), None);
             logits = host(self.logits(hidden.reshape([rows, hidden_size])));
-            positions.iter_mut().for_each(|position| *position += 1);
+            for position in &mut positions {
+                *position += 1;
+            }
         }
         Ok(drawn.chunks_exact(completions).map(<[Generated]>::to_vec).collect())
     }
@@ -109,9 +112,8 @@ fn draw(logits: &[f32], options: &Generation<'_>, stream: &mut ChaCha8Rng) -> (u
     let greedy = options.temperature <= 0.0;
     let temperature = if greedy { 1.0 } else { f64::from(options.temperature) };
     let allowed = || logits.iter().enumerate().filter(|&(id, _)| options.mask.allows(id));
-    let (best, highest) = allowed().fold((0, f32::NEG_INFINITY), |best, (id, &logit)| {
-        if logit > best.1 { (id, logit) } else { best }
-    });
+    let (best, highest) =
+        allowed().fold((0, f32::NEG_INFINITY), |best, (id, &logit)| if logit > best.1 { (id, logit) } else { best });
     let weight = |logit: f32| ((f64::from(logit) - f64::from(highest)) / temperature).exp();
     let total: f64 = allowed().map(|(_, &logit)| weight(logit)).sum();
     let token = if greedy {

@@ -4,6 +4,7 @@ mod chat;
 mod config;
 mod error;
 mod generate;
+mod initialize;
 mod model;
 mod preprocess;
 mod processor;

@@ -1,11 +1,12 @@
 //! A vision-language model: vision tower, decoder and output head, and how a prompt with images runs through them.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::config::ModelConfig;
+use crate::initialize::initialize;
 use crate::processor::Prompt;
 use crate::rope::Position;
 use crate::text::{LastQueries, PromptStates, TextModel};
@@ -28,14 +29,6 @@ pub struct QwenVl {
 struct Backbone {
     visual: VisionTower,
     language_model: TextModel,
-}
-
-struct Initialize;
-
-impl ModuleVisitor for Initialize {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let _ = param.val();
-    }
 }
 
 /// Token ids that are neither sampled nor given any probability.
@@ -123,17 +116,13 @@ impl TokenMask {
 }
 
 impl QwenVl {
-    /// A model with fresh weights, drawn from the random stream of `device` (see [`Device::seed`]).
+    /// A model with fresh weights: a function of `config` and `seed` alone, the same on every device.
     #[must_use]
-    pub fn new(config: &ModelConfig, device: &Device) -> Self {
-        let model = Self::new_lazy(config, device);
-        // burn draws a parameter when it is first used; drawing all of them now, in the order of the module tree, makes
-        // the weights a function of the seed alone.
-        model.visit(&mut Initialize);
-        model
+    pub fn new(config: &ModelConfig, seed: u64, device: &Device) -> Self {
+        initialize(Self::new_lazy(config, device), config, seed)
     }
 
-    /// A model whose parameters are drawn when they are first used, if no file fills them before.
+    /// A model whose parameters have shapes but no values yet.
     pub(crate) fn new_lazy(config: &ModelConfig, device: &Device) -> Self {
         let text = &config.text_config;
         Self {
@@ -160,12 +149,8 @@ impl QwenVl {
     /// When an id is outside the vocabulary.
     pub fn token_mask(&self, others: impl IntoIterator<Item = u32>) -> Result<TokenMask, Error> {
         let config = &self.config;
-        let vision = [
-            config.image_token_id,
-            config.video_token_id,
-            config.vision_start_token_id,
-            config.vision_end_token_id,
-        ];
+        let vision =
+            [config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id];
         TokenMask::new(config.text_config.vocab_size, vision.into_iter().chain(others))
     }
 
@@ -261,9 +246,7 @@ impl QwenVl {
         Ok(CompletionScores {
             log_probs: spread(log_probs),
             entropy: spread(entropy),
-            attention: attention
-                .zip(queries)
-                .map(|(point, queries)| last_attention(batch, &encoded, point, queries)),
+            attention: attention.zip(queries).map(|(point, queries)| last_attention(batch, &encoded, point, queries)),
         })
     }
 
@@ -311,7 +294,11 @@ impl QwenVl {
     }
 
     /// Images through the vision tower, prompts through the decoder: each once.
-    pub(crate) fn encode_prompts(&self, prompts: &[&Prompt], keep_key_before_rope: bool) -> Result<EncodedPrompts, Error> {
+    pub(crate) fn encode_prompts(
+        &self,
+        prompts: &[&Prompt],
+        keep_key_before_rope: bool,
+    ) -> Result<EncodedPrompts, Error> {
         for (index, prompt) in prompts.iter().enumerate() {
             self.check_length(index, prompt, 0)?;
             self.check_tokens(&prompt.input_ids)?;
@@ -348,8 +335,11 @@ impl QwenVl {
             let rows = count * tokens;
             let index = |values: Vec<i64>| Tensor::<1, Int>::from_data(TensorData::new(values, [rows]), &device);
             // Text rows pick themselves, image rows pick from the features behind them.
-            let sources =
-                visual.iter().enumerate().map(|(row, &v)| if v == 0 { row as i64 } else { rows as i64 + v - 1 }).collect();
+            let sources = visual
+                .iter()
+                .enumerate()
+                .map(|(row, &v)| if v == 0 { row as i64 } else { rows as i64 + v - 1 })
+                .collect();
             embeddings = Tensor::cat(vec![embeddings.reshape([rows, hidden_size]), features.tokens], 0)
                 .select(0, index(sources))
                 .reshape([count, tokens, hidden_size]);
@@ -377,21 +367,18 @@ impl QwenVl {
         let mut spans = prompt.image_spans.iter().zip(&prompt.images).peekable();
         let (mut at, mut next) = (0, 0);
         while at < prompt.input_ids.len() {
-            match spans.next_if(|(span, _)| span.start == at) {
-                Some((span, image)) => {
-                    let (height, width) = (image.grid.h / merge, image.grid.w / merge);
-                    for (offset, position) in positions[span.clone()].iter_mut().enumerate() {
-                        let (row, column) = (offset / width % height, offset % width);
-                        *position = [next, next + row as u32, next + column as u32];
-                    }
-                    next += height.max(width) as u32;
-                    at = span.end;
+            if let Some((span, image)) = spans.next_if(|(span, _)| span.start == at) {
+                let (height, width) = (image.grid.h / merge, image.grid.w / merge);
+                for (offset, position) in positions[span.clone()].iter_mut().enumerate() {
+                    let (row, column) = (offset / width % height, offset % width);
+                    *position = [next, next + row as u32, next + column as u32];
                 }
-                None => {
-                    positions[at] = [next; 3];
-                    next += 1;
-                    at += 1;
-                }
+                next += height.max(width) as u32;
+                at = span.end;
+            } else {
+                positions[at] = [next; 3];
+                next += 1;
+                at += 1;
             }
         }
         next
@@ -423,9 +410,7 @@ fn last_attention(
 ) -> LastAttention {
     let (queries, keys) = match point {
         AttentionPoint::BeforeRope => (queries.before_rope, encoded.states.last_key_before_rope.clone()),
-        AttentionPoint::AfterRope => {
-            (queries.after_rope, encoded.states.layers.last().map(|layer| layer.key.clone()))
-        }
+        AttentionPoint::AfterRope => (queries.after_rope, encoded.states.layers.last().map(|layer| layer.key.clone())),
     };
     let (queries, keys) = (without_graph(queries), keys.map(without_graph));
     let [prompts, key_heads, width, rows_a_head, dim] = queries.dims();

@@ -42,11 +42,12 @@ impl Rotary<4> {
     pub(crate) fn for_completions(&self, completions: usize) -> Self {
         let repeat = |table: &Tensor<4>| {
             let [prompts, tokens, heads, dim] = table.dims();
-            table
-                .clone()
-                .unsqueeze_dim::<5>(1)
-                .expand([prompts, completions, tokens, heads, dim])
-                .reshape([prompts * completions, tokens, heads, dim])
+            table.clone().unsqueeze_dim::<5>(1).expand([prompts, completions, tokens, heads, dim]).reshape([
+                prompts * completions,
+                tokens,
+                heads,
+                dim,
+            ])
         };
         Self { cos: repeat(&self.cos), sin: repeat(&self.sin) }
     }
@@ -86,7 +87,11 @@ impl MultimodalRope {
             let sections = config.rope_scaling.mrope_section;
             sections.iter().enumerate().flat_map(|(axis, &length)| vec![axis; length]).collect()
         };
-        Self { inverse_frequencies: inverse_frequencies(config.head_dim, config.rope_theta), axes, head_dim: config.head_dim }
+        Self {
+            inverse_frequencies: inverse_frequencies(config.head_dim, config.rope_theta),
+            axes,
+            head_dim: config.head_dim,
+        }
     }
 
     /// Tables for `rows` x `columns` positions given row by row: `[rows, columns, 1, head_dim]`, which broadcasts over
@@ -95,7 +100,10 @@ impl MultimodalRope {
         let mut angles = Vec::with_capacity(positions.len() * self.axes.len());
         for position in positions {
             angles.extend(
-                self.inverse_frequencies.iter().zip(&self.axes).map(|(&frequency, &axis)| position[axis] as f32 * frequency),
+                self.inverse_frequencies
+                    .iter()
+                    .zip(&self.axes)
+                    .map(|(&frequency, &axis)| position[axis] as f32 * frequency),
             );
         }
         Rotary::from_angles(&angles, [rows, positions.len() / rows, 1, self.head_dim], device)

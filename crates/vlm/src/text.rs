@@ -7,7 +7,7 @@
 //!
 //! Field names are those of the published weights.
 
-use burn::module::{Initializer, Module};
+use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Bool, Device, Tensor, TensorData};
@@ -58,6 +58,7 @@ struct Heads {
 }
 
 #[derive(Module, Debug)]
+#[allow(clippy::struct_field_names, reason = "the published names")]
 struct Mlp {
     gate_proj: Linear,
     up_proj: Linear,
@@ -102,9 +103,7 @@ pub(crate) struct LastQueries {
 impl TextModel {
     pub(crate) fn new(config: &TextConfig, device: &Device) -> Self {
         Self {
-            embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size)
-                .with_initializer(Initializer::Normal { mean: 0.0, std: config.initializer_range })
-                .init(device),
+            embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device),
             layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(config, device)).collect(),
             norm: rms_norm(config.hidden_size, config, device),
             rope: MultimodalRope::new(config),
@@ -145,25 +144,13 @@ impl TextModel {
             layers.push(projected.key_value);
         }
         let padding = lengths.iter().any(|&length| length < tokens).then(|| {
-            let values: Vec<f32> =
-                lengths.iter().flat_map(|&length| (0..tokens).map(move |i| if i < length { 0.0 } else { MASKED })).collect();
+            let values: Vec<f32> = lengths
+                .iter()
+                .flat_map(|&length| (0..tokens).map(move |i| if i < length { 0.0 } else { MASKED }))
+                .collect();
             Tensor::from_data(TensorData::new(values, [prompts, 1, 1, tokens]), &device)
         });
         PromptStates { hidden: self.norm.forward(x), layers, last_key_before_rope, padding }
-    }
-
-    /// Room for `capacity` tokens of `completions` completions for every prompt.
-    pub(crate) fn completion_cache(&self, prompt: &PromptStates, completions: usize, capacity: usize) -> CompletionCache {
-        let layers = prompt
-            .layers
-            .iter()
-            .map(|layer| {
-                let [prompts, heads, _, dim] = layer.key.dims();
-                let empty = || Tensor::zeros([prompts, heads, completions, capacity, dim], &layer.key.device());
-                KeyValue { key: empty(), value: empty() }
-            })
-            .collect();
-        CompletionCache { layers, length: 0 }
     }
 
     /// Runs completion tokens behind their prompts and returns the final hidden states, normalised, same shape.
@@ -194,7 +181,8 @@ impl TextModel {
                 let [_, heads, tokens, dim] = t.dims();
                 t.reshape([prompts, completions, heads, tokens, dim]).swap_dims(1, 2)
             };
-            let mut own = KeyValue { key: per_prompt(projected.key_value.key), value: per_prompt(projected.key_value.value) };
+            let mut own =
+                KeyValue { key: per_prompt(projected.key_value.key), value: per_prompt(projected.key_value.value) };
             if let Some(cache) = cache.as_deref_mut() {
                 own = cache.append(index, own, start);
             }
@@ -207,13 +195,16 @@ impl TextModel {
             };
             let query = fold(projected.query_after_rope);
             if last_queries.is_some() && index + 1 == self.layers.len() {
-                queries = Some(LastQueries {
-                    before_rope: fold(projected.query_before_rope),
-                    after_rope: query.clone(),
-                });
+                queries =
+                    Some(LastQueries { before_rope: fold(projected.query_before_rope), after_rope: query.clone() });
             }
-            let attended =
-                layer.self_attn.attend_prompt_and_own(query, &prompt.layers[index], prompt.padding.as_ref(), &own, mask.as_ref());
+            let attended = layer.self_attn.attend_prompt_and_own(
+                query,
+                &prompt.layers[index],
+                prompt.padding.as_ref(),
+                &own,
+                mask.as_ref(),
+            );
             x = layer.finish(x, attended);
         }
         if let Some(cache) = cache {
@@ -227,6 +218,20 @@ impl TextModel {
 }
 
 impl CompletionCache {
+    /// Room for `capacity` tokens of `completions` completions for every prompt.
+    pub(crate) fn new(prompt: &PromptStates, completions: usize, capacity: usize) -> Self {
+        let layers = prompt
+            .layers
+            .iter()
+            .map(|layer| {
+                let [prompts, heads, _, dim] = layer.key.dims();
+                let empty = || Tensor::zeros([prompts, heads, completions, capacity, dim], &layer.key.device());
+                KeyValue { key: empty(), value: empty() }
+            })
+            .collect();
+        Self { layers, length: 0 }
+    }
+
     /// Writes one layer's new keys and values at `start` and returns everything up to and with them.
     fn append(&mut self, layer: usize, new: KeyValue<5>, start: usize) -> KeyValue<5> {
         let [prompts, heads, completions, tokens, dim] = new.key.dims();

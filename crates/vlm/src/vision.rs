@@ -83,22 +83,16 @@ struct PatchMerger {
 
 impl VisionTower {
     pub(crate) fn new(config: &VisionConfig, device: &Device) -> Self {
-        // A freshly made projection starts like its neighbours, uniform in 1 / sqrt(inputs).
-        let patch_length = config.in_channels * config.temporal_patch_size * config.patch_size.pow(2);
-        let bound = (patch_length as f64).powf(-0.5);
         let patch = [config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size];
         let [channels, frames, height, width] = patch;
         Self {
             patch_embed: PatchEmbed {
                 proj: PatchProjection {
-                    weight: Initializer::Uniform { min: -bound, max: bound }
-                        .init([config.hidden_size, channels, frames, height, width], device),
+                    weight: Initializer::Zeros.init([config.hidden_size, channels, frames, height, width], device),
                     bias: Initializer::Zeros.init([config.hidden_size], device),
                 },
             },
-            pos_embed: EmbeddingConfig::new(config.num_position_embeddings, config.hidden_size)
-                .with_initializer(Initializer::Normal { mean: 0.0, std: config.initializer_range })
-                .init(device),
+            pos_embed: EmbeddingConfig::new(config.num_position_embeddings, config.hidden_size).init(device),
             blocks: (0..config.depth).map(|_| VisionBlock::new(config, device)).collect(),
             merger: PatchMerger::new(config, false, device),
             deepstack_merger_list: config
@@ -185,7 +179,8 @@ impl VisionTower {
                 let (y, fy) = (rows[row].0, rows[row].1);
                 let (x, fx) = (columns[column].0, columns[column].1);
                 let (below, right) = (corner / 2 == 1, corner % 2 == 1);
-                let index = if below { (y + 1).min(side - 1) } else { y } * side + if right { (x + 1).min(side - 1) } else { x };
+                let index = if below { (y + 1).min(side - 1) } else { y } * side
+                    + if right { (x + 1).min(side - 1) } else { x };
                 indices.push(index as i64);
                 weights.push(if below { fy } else { 1.0 - fy } * if right { fx } else { 1.0 - fx });
             }
@@ -218,7 +213,8 @@ fn table_coordinates(count: usize, side: usize) -> Vec<(usize, f32)> {
     (0..count)
         .map(|i| {
             // Counted from the nearer end, as torch.linspace does: the last line falls on the last entry exactly.
-            let position = if i < count / 2 || count == 1 { i as f32 * step } else { last - (count - 1 - i) as f32 * step };
+            let position =
+                if i < count / 2 || count == 1 { i as f32 * step } else { last - (count - 1 - i) as f32 * step };
             (position as usize, position - position.floor())
         })
         .collect()

@@ -92,12 +92,9 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 
 fn weight_error(path: PathBuf, error: ApplyError) -> Error {
     match error {
-        ApplyError::ShapeMismatch { path: name, expected, found } => Error::WeightShape {
-            path,
-            name: published_name(&name),
-            found: found.to_vec(),
-            expected: expected.to_vec(),
-        },
+        ApplyError::ShapeMismatch { path: name, expected, found } => {
+            Error::WeightShape { path, name: published_name(&name), found: found.to_vec(), expected: expected.to_vec() }
+        }
         other => Error::WeightFile { path, problem: other.to_string() },
     }
 }

@@ -1,0 +1,10 @@
+//! Examples that assert something are run, not only compiled.
+
+#[path = "../examples/custom_policy.rs"]
+#[allow(dead_code)]
+mod custom_policy;
+
+#[test]
+fn custom_policy_learns() {
+    custom_policy::main().unwrap_or_else(|error| panic!("{error}"));
+}

@@ -1,0 +1,125 @@
+//! The whole run, small: what it leaves on disk, that a seed decides it, and what it says of bad input.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use firesight_train::{AlgorithmConfig, CreditConfig, Destination, Error, Outcome, Progress, RunConfig, run};
+use firesight_vlm::QwenVl;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The main job, cut down to seconds. Two mini-batches, so that ratios move and KAWHI scores beforehand.
+fn small() -> RunConfig {
+    let mut config = RunConfig::from_file(&root().join("examples/configs/qwen-small.toml")).unwrap();
+    config.model = root().join(&config.model);
+    config.threads = 2;
+    config.supervised.curriculum = None;
+    config.supervised.max_steps = 6;
+    config.supervised.batch_size = 8;
+    config.supervised.micro_batch = 4;
+    config.supervised.check_every = 3;
+    config.supervised.check_examples = 8;
+    // One step: from a model that knows nothing, every later group would be as hopeless.
+    config.reinforcement.steps = 2;
+    config.reinforcement.prompts = 8;
+    config.reinforcement.micro_batch = 2;
+    config.evaluation.examples = 16;
+    config.evaluation.every = 1;
+    config.evaluation.samples = 2;
+    config
+}
+
+fn trained(config: &RunConfig, directory: &Path) -> Outcome {
+    run(config, &Destination::Exactly(directory.into()), &mut Progress::silent()).unwrap()
+}
+
+/// Metrics without what a clock or the operating system decides.
+fn metrics(directory: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(directory.join("metrics.jsonl")).unwrap();
+    let mut lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for line in &mut lines {
+        line.as_object_mut()
+            .unwrap()
+            .retain(|name, _| !name.starts_with("time/") && !name.ends_with("_per_s") && !name.starts_with("memory/"));
+    }
+    lines
+}
+
+fn weights(directory: &Path) -> Vec<u8> {
+    std::fs::read(directory.join("model/model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_seed_decides_the_run_and_threads_do_not() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = |name: &str| -> PathBuf { scratch.path().join(name) };
+    trained(&small(), &directory("two-threads"));
+    trained(&RunConfig { threads: 1, ..small() }, &directory("one-thread"));
+    assert_eq!(metrics(&directory("two-threads")), metrics(&directory("one-thread")));
+    assert!(weights(&directory("two-threads")) == weights(&directory("one-thread")), "weights differ");
+
+    trained(&RunConfig { seed: 1, ..small() }, &directory("other-seed"));
+    assert_ne!(metrics(&directory("two-threads")), metrics(&directory("other-seed")));
+}
+
+#[test]
+fn a_run_leaves_everything_in_its_directory() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path().join("run");
+    let mut config = small();
+    config.reinforcement.credit = CreditConfig::Uniform;
+    config.reinforcement.algorithm = AlgorithmConfig::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.01 };
+    let outcome = trained(&config, &directory);
+    assert_eq!(outcome.directory, directory);
+    assert!(outcome.table().contains("after RL"));
+
+    assert_eq!(RunConfig::from_file(&directory.join("config.toml")).unwrap(), config);
+    let metrics = metrics(&directory);
+    assert!(metrics.iter().any(|line| line["phase"] == "reinforcement" && line["reward/mean"].is_number()));
+    let worst = metrics.iter().filter_map(|line| line["rollout/log_prob_diff_max"].as_f64()).fold(0.0, f64::max);
+    assert!(worst < 1e-4, "sampled and scored log-probabilities differ by {worst}");
+    for name in ["samples/step0001-0.png", "samples/step0002-1.txt"] {
+        assert!(directory.join(name).is_file(), "{name}");
+    }
+    let device = burn::tensor::Device::flex();
+    QwenVl::from_dir(&directory.join("model"), &device).unwrap();
+
+    // A second run does not touch the first.
+    let before = std::fs::read(directory.join("metrics.jsonl")).unwrap();
+    let again = run(&config, &Destination::Exactly(directory.clone()), &mut Progress::silent());
+    assert!(matches!(again, Err(Error::RunDirectoryExists { path }) if path == directory));
+    assert_eq!(std::fs::read(directory.join("metrics.jsonl")).unwrap(), before);
+}
+
+fn config_error(from: &str, to: &str) -> String {
+    let path = root().join("examples/configs/qwen-small.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{from}");
+    RunConfig::from_toml(&text.replace(from, to), &path).unwrap_err().to_string()
+}
+
+#[test]
+fn a_bad_configuration_is_named_by_file_and_key() {
+    for (from, to, expected) in [
+        ("seed = 0", "sead = 0", "sead"),
+        ("group_size = 8", "group_sise = 8", "group_sise"),
+        ("group_size = 8", "group_size = 1", "reinforcement.group_size is 1"),
+        ("name = \"kawhi\"", "name = \"kawhy\"", "kawhy"),
+        ("name = \"kawhi\"", "name = \"kawhi\", taw = 1", "taw"),
+        ("micro_batch = 8", "micro_batch = 0", "reinforcement.micro_batch"),
+    ] {
+        let error = config_error(from, to);
+        assert!(error.contains("qwen-small.toml") && error.contains(expected), "{to}: {error}");
+    }
+}
+
+#[test]
+fn an_unknown_device_is_named_with_those_there_are() {
+    let scratch = tempfile::tempdir().unwrap();
+    let config = RunConfig { device: "abacus".into(), ..small() };
+    let error = run(&config, &Destination::Under(scratch.path().into()), &mut Progress::silent()).unwrap_err();
+    assert!(error.to_string().contains("abacus") && error.to_string().contains("flex"), "{error}");
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "a run that never began left a directory");
+}
