@@ -49,7 +49,7 @@ struct Options {
     /// Threads; changes the speed, never the result [default: all processors].
     #[arg(long)]
     threads: Option<usize>,
-    /// Run directory; must not hold anything yet [default: runs/<name>].
+    /// Run directory; must not hold anything yet [default: one under runs, named after the run].
     #[arg(long)]
     out: Option<PathBuf>,
     /// Configuration to start from [default: examples/configs/qwen-small.toml].

@@ -37,7 +37,7 @@ QUESTIONS = [
     "What is B plus D?",
 ]
 # The boxed content is left out, so that "{" never joins the letter after it.
-ANSWERS = ["A3 B1 C5 D2\n\n5-3=2\n\n\\boxed", "max C5", "min B1", "+"]
+ANSWERS = ["Read A3 B1 C5 D2\n\nso A3 B1: 3-1=2\n\n\\boxed", "max C5", "min B1", "+"]
 ROLES = ["system", "user", "assistant"]
 
 SPECIAL = [

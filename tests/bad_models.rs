@@ -134,11 +134,11 @@ fn prompts_beyond_the_context_and_tokens_beyond_the_vocabulary_are_named_by_inde
         }
         other => panic!("{other}"),
     }
-    let outside = [3, 4, 376];
+    let outside = [3, 4, 384];
     let scored = Scored { prompt: &short, completions: vec![&outside] };
     match model.score(&[scored], 1.0, &mask, None).unwrap_err() {
         Error::TokenOutOfVocabulary { id, position, vocabulary } => {
-            assert_eq!((id, position, vocabulary), (376, 2, 376));
+            assert_eq!((id, position, vocabulary), (384, 2, 384));
         }
         other => panic!("{other}"),
     }
@@ -153,7 +153,7 @@ fn sampled_tokens_score_as_they_were_drawn() {
     let model = QwenVl::new(&config, 3, &device);
     // A tiny vocabulary by mask, so that a placeholder would be drawn at once if it could be.
     let kept = [1, 2, 3, config.image_token_id, config.video_token_id];
-    let mask = model.token_mask((0..376).filter(|id| !kept.contains(id))).unwrap();
+    let mask = model.token_mask((0..384).filter(|id| !kept.contains(id))).unwrap();
     let processor = Processor::from_dir(&preset()).unwrap();
     let prompts: Vec<Prompt> = ["What is the value of A?", "Which of A B C D is highest?"]
         .iter()

@@ -1,7 +1,7 @@
 //! Examples that assert something are run, not only compiled.
 
 #[path = "../examples/custom_policy.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod custom_policy;
 
 #[test]

@@ -8,7 +8,7 @@ use firesight_train::task::{Charts, Example, HIGHEST_LEVEL, ITEMS, LETTERS, Pict
 use firesight_vlm::{Message, Part, Processor};
 
 /// Longest completion that is asked for, its end-of-turn token included.
-const LONGEST_COMPLETION: usize = 24;
+const LONGEST_COMPLETION: usize = 32;
 /// Longest question.
 const LONGEST_QUESTION: usize = 10;
 

@@ -22,7 +22,7 @@ enum Command {
     Train {
         /// The configuration, a TOML file.
         config: PathBuf,
-        /// Run directory; must not hold anything yet [default: runs/<name>].
+        /// Run directory; must not hold anything yet [default: one under runs, named after the run].
         #[arg(long)]
         out: Option<PathBuf>,
     },

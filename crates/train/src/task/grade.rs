@@ -48,7 +48,7 @@ fn well_formed(text: &str) -> bool {
     let paragraphs: Vec<&str> = text.split("\n\n").collect();
     let [seen, reasoning, conclusion] = paragraphs[..] else { return false };
     let boxed = conclusion.starts_with(BOX) && last_box(conclusion).is_some_and(|found| found.rest.is_empty());
-    seen.split(' ').count() == ITEMS && !reasoning.trim().is_empty() && boxed
+    seen.split(' ').count() == ITEMS + 1 && !reasoning.trim().is_empty() && boxed
 }
 
 #[cfg(test)]
@@ -92,17 +92,17 @@ mod tests {
 
     #[test]
     fn format_is_three_paragraphs() {
-        assert!(format("A3 B1 C5 D2\n\n5-3=2\n\n\\boxed{2}"));
-        assert!(format("A3 B1 C5 D2\n\n5-3=9\n\n\\boxed{C}"), "format says nothing about truth");
+        assert!(format("Read A3 B1 C5 D2\n\nso C5 A3: 5-3=2\n\n\\boxed{2}"));
+        assert!(format("Read A3 B1 C5 D2\n\nso C5 A3: 5-3=9\n\n\\boxed{C}"), "format says nothing about truth");
         for text in [
             "",
             "\\boxed{2}",
-            "A3 B1 C5 D2\n\n\\boxed{2}",
-            "A3 B1 C5 D2\n\n5-3=2\n\n2",
-            "A3 B1 C5 D2\n\n5-3=2\n\n\\boxed{2} ",
-            "A3 B1 C5\n\n5-3=2\n\n\\boxed{2}",
-            "A3 B1 C5 D2\n\n\n\n\\boxed{2}",
-            "A3 B1 C5 D2\n\n5-3=2\n\n\\boxed{2}\n\n\\boxed{2}",
+            "Read A3 B1 C5 D2\n\n\\boxed{2}",
+            "Read A3 B1 C5 D2\n\nso C5 A3: 5-3=2\n\n2",
+            "Read A3 B1 C5 D2\n\nso C5 A3: 5-3=2\n\n\\boxed{2} ",
+            "Read A3 B1 C5\n\nso C5 A3: 5-3=2\n\n\\boxed{2}",
+            "Read A3 B1 C5 D2\n\n\n\n\\boxed{2}",
+            "Read A3 B1 C5 D2\n\nso C5 A3: 5-3=2\n\n\\boxed{2}\n\n\\boxed{2}",
         ] {
             assert!(!format(text), "{text:?}");
         }

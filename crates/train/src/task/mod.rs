@@ -5,9 +5,9 @@
 //! the boxed result, as in
 //!
 //! ```text
-//! A3 B1 C5 D2
+//! Read A3 B1 C5 D2
 //!
-//! 5-3=2
+//! so C5 A3: 5-3=2
 //!
 //! \boxed{2}
 //! ```

@@ -39,17 +39,19 @@ pub(super) struct Asked {
 pub(super) fn ask(kind: Question, picture: Picture, values: [u8; ITEMS], random: &mut ChaCha8Rng) -> Option<Asked> {
     let [one, other]: [usize; 2] = index::sample_array(random, ITEMS).expect("there are more than two items");
     let (a, b) = (LETTERS[one], LETTERS[other]);
+    // Items are named before they are reckoned with: first a look-up, then arithmetic on what stands beside it.
+    let operands = format!("so {a}{} {b}{}", values[one], values[other]);
     let (reasoning, answer) = match kind {
-        Question::Value => (format!("{a}={}", values[one]), values[one].to_string()),
+        Question::Value => (format!("so {a}{}", values[one]), values[one].to_string()),
         Question::Highest => extreme("max", values, values.into_iter().max()?)?,
         Question::Lowest => extreme("min", values, values.into_iter().min()?)?,
         Question::Difference => {
             let (more, less) = (values[one].max(values[other]), values[one].min(values[other]));
-            (format!("{more}-{less}={}", more - less), (more - less).to_string())
+            (format!("{operands}: {more}-{less}={}", more - less), (more - less).to_string())
         }
         Question::Sum => {
             let sum = values[one] + values[other];
-            (format!("{}+{}={sum}", values[one], values[other]), sum.to_string())
+            (format!("{operands}: {}+{}={sum}", values[one], values[other]), sum.to_string())
         }
     };
     let digits = picture == Picture::Digits;
@@ -67,7 +69,7 @@ pub(super) fn ask(kind: Question, picture: Picture, values: [u8; ITEMS], random:
     };
     let question = wordings.choose(random)?.clone();
     let seen: Vec<String> = LETTERS.into_iter().zip(values).map(|(letter, value)| format!("{letter}{value}")).collect();
-    let worked = format!("{}\n\n{reasoning}\n\n\\boxed{{{answer}}}", seen.join(" "));
+    let worked = format!("Read {}\n\n{reasoning}\n\n\\boxed{{{answer}}}", seen.join(" "));
     Some(Asked { question, answer, worked })
 }
 
@@ -93,10 +95,10 @@ mod tests {
     #[test]
     fn extremes_name_the_item() {
         let highest = asked(Question::Highest, [3, 1, 5, 2], 0).unwrap();
-        assert_eq!(highest.worked, "A3 B1 C5 D2\n\nmax C5\n\n\\boxed{C}");
+        assert_eq!(highest.worked, "Read A3 B1 C5 D2\n\nmax C5\n\n\\boxed{C}");
         assert_eq!(highest.answer, "C");
         let lowest = asked(Question::Lowest, [3, 1, 5, 2], 0).unwrap();
-        assert_eq!(lowest.worked, "A3 B1 C5 D2\n\nmin B1\n\n\\boxed{B}");
+        assert_eq!(lowest.worked, "Read A3 B1 C5 D2\n\nmin B1\n\n\\boxed{B}");
     }
 
     #[test]
