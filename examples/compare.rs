@@ -59,7 +59,8 @@ fn main() -> anyhow::Result<()> {
         let job = Job::new(&config)?;
         let mut directory = Destination::Under(options.out.clone()).create(&config)?;
         let (policy, _) = supervised(job.policy(seed)?, &config, &job, &mut directory, &mut Progress::detect())?;
-        let warm_up = job.measure(&policy, &config)?;
+        let held_out = job.held_out(&RunConfig { threads: 1, ..config.clone() })?;
+        let warm_up = held_out.measure(&policy)?;
 
         let found: Mutex<Vec<Option<Accuracy>>> = Mutex::new(vec![None; arms.len()]);
         let next = Mutex::new(0..arms.len());
@@ -72,8 +73,8 @@ fn main() -> anyhow::Result<()> {
                 let mut directory = Destination::Under(options.out.clone()).create(&config)?;
                 let mut progress = Progress::silent();
                 let policy = policy.clone();
-                let policy = reinforcement(policy, &config, &job, &mut directory, &mut progress)?;
-                let accuracy = job.measure(&policy, &config)?;
+                let policy = reinforcement(policy, &config, &job, &held_out, &mut directory, &mut progress)?;
+                let accuracy = held_out.measure(&policy)?;
                 if let Ok(mut found) = found.lock() {
                     found[index] = Some(accuracy);
                 }

@@ -24,7 +24,7 @@ pub struct Accuracy {
     pub blind: f64,
 }
 
-/// The examples of a run and how to measure on them.
+/// The examples of a run and the policy it starts from.
 #[derive(Debug)]
 pub struct Job {
     device: Device,
@@ -35,13 +35,19 @@ pub struct Job {
     pub questions: Questions,
     /// The easier ones that the supervised phase begins with.
     pub easy_questions: Option<Questions>,
-    /// What is measured on.
-    pub held_out: Vec<Question>,
+}
+
+/// Examples that training never sees, the same in every run, and the settings they are answered with.
+#[derive(Debug)]
+pub struct HeldOut {
+    questions: Vec<Question>,
     blanked: Vec<Question>,
+    max_tokens: usize,
+    threads: usize,
 }
 
 impl Job {
-    /// Reads the model directory and renders the held-out examples.
+    /// Reads the model directory.
     ///
     /// # Errors
     /// When the device is not there, or the model directory or the task is broken.
@@ -55,18 +61,7 @@ impl Job {
         let easy_questions =
             config.supervised.curriculum.as_ref().map(|curriculum| questions(&curriculum.pictures)).transpose()?;
         let questions = questions(&config.data.pictures)?;
-        let held_out = questions.batch(Purpose::HeldOut, 0, config.evaluation.examples)?;
-        let blanked = questions.blanked(&held_out)?;
-        Ok(Self {
-            device,
-            model: config.model.clone(),
-            model_config,
-            processor,
-            questions,
-            easy_questions,
-            held_out,
-            blanked,
-        })
+        Ok(Self { device, model: config.model.clone(), model_config, processor, questions, easy_questions })
     }
 
     /// The policy a run starts from: the weights of the model directory, or fresh ones of the run's seed.
@@ -83,16 +78,47 @@ impl Job {
         Ok(VlmPolicy::new(model, self.processor.clone())?)
     }
 
-    /// Accuracy of greedy answers on the held-out examples, with the picture and blind.
+    /// Renders the held-out examples.
+    ///
+    /// # Errors
+    /// When the model's processor refuses one.
+    pub fn held_out(&self, config: &RunConfig) -> Result<HeldOut, Error> {
+        let questions = self.questions.batch(Purpose::HeldOut, 0, config.evaluation.examples)?;
+        let blanked = self.questions.blanked(&questions)?;
+        Ok(HeldOut { questions, blanked, max_tokens: config.reinforcement.max_tokens, threads: config.threads })
+    }
+}
+
+impl HeldOut {
+    /// Share of greedy answers that are right, with the picture.
     ///
     /// # Errors
     /// When the model fails.
-    pub fn measure(&self, policy: &VlmPolicy, config: &RunConfig) -> Result<Accuracy, Error> {
-        let valid = policy.valid();
-        let accuracy = |questions: &[Question]| {
-            greedy_correct(&valid, questions, config.reinforcement.max_tokens, config.threads)
-                .map(|found| share(&found))
-        };
-        Ok(Accuracy { sighted: accuracy(&self.held_out)?, blind: accuracy(&self.blanked)? })
+    pub fn accuracy(&self, policy: &VlmPolicy) -> Result<f64, Error> {
+        self.share(policy, &self.questions)
+    }
+
+    /// Share of greedy answers that are right, with the picture and blind.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn measure(&self, policy: &VlmPolicy) -> Result<Accuracy, Error> {
+        Ok(Accuracy { sighted: self.accuracy(policy)?, blind: self.share(policy, &self.blanked)? })
+    }
+
+    /// Number of questions.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.questions.len()
+    }
+
+    /// Whether there is no question.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.questions.is_empty()
+    }
+
+    fn share(&self, policy: &VlmPolicy, questions: &[Question]) -> Result<f64, Error> {
+        Ok(share(&greedy_correct(&policy.valid(), questions, self.max_tokens, self.threads)?))
     }
 }

@@ -22,7 +22,7 @@ pub use device::device;
 pub use error::Error;
 pub use evaluate::{greedy_correct, share};
 pub use examples::{ChartTask, Purpose, Question, Questions};
-pub use job::{Accuracy, Job};
+pub use job::{Accuracy, HeldOut, Job};
 pub use policy::{VlmPolicy, VlmPrompt};
 pub use progress::{Field, Progress};
 pub use recipe::{Destination, Outcome, run};

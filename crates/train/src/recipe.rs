@@ -98,22 +98,25 @@ pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progres
     let policy = job.policy(config.seed)?;
     let mut directory = destination.create(config)?;
     progress.note(&format!("{} parameters, run directory {}", policy.num_params(), directory.path().display()));
+    let initial = policy.valid();
+    let clock = Instant::now();
+    let (policy, supervised_steps) = supervised(policy, config, &job, &mut directory, progress)?;
+    let supervised_cost = (supervised_steps, clock.elapsed().as_secs_f64());
+
+    // Only now, so that training starts at once.
+    let held_out = job.held_out(config)?;
     let measure = |policy: &VlmPolicy, phase: &str, step: usize, directory: &mut RunDirectory| {
-        let measured = job.measure(policy, config)?;
+        let measured = held_out.measure(policy)?;
         let metrics = [("eval/accuracy".into(), measured.sighted), ("eval/blind_accuracy".into(), measured.blind)];
         directory.metrics(phase, step, &metrics)?;
         Ok::<_, Error>(measured)
     };
-
-    let before = measure(&policy, "before", 0, &mut directory)?;
-    let clock = Instant::now();
-    let (policy, supervised_steps) = supervised(policy, config, &job, &mut directory, progress)?;
-    let supervised_cost = (supervised_steps, clock.elapsed().as_secs_f64());
+    let before = measure(&initial, "before", 0, &mut directory)?;
     let after_supervised = measure(&policy, "after_supervised", supervised_steps, &mut directory)?;
     progress.note(&format!("held-out accuracy after the warm-up: {:.1} %", 100.0 * after_supervised.sighted));
 
     let clock = Instant::now();
-    let policy = reinforcement(policy, config, &job, &mut directory, progress)?;
+    let policy = reinforcement(policy, config, &job, &held_out, &mut directory, progress)?;
     let reinforcement_cost = (config.reinforcement.steps, clock.elapsed().as_secs_f64());
     let after_reinforcement = measure(&policy, "after_reinforcement", config.reinforcement.steps, &mut directory)?;
 
@@ -125,7 +128,7 @@ pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progres
         supervised_cost,
         reinforcement_cost,
         seconds: start.elapsed().as_secs_f64(),
-        questions: job.held_out.len(),
+        questions: held_out.len(),
         directory: directory.path().into(),
     })
 }

@@ -1,14 +1,12 @@
 //! Learning from the verifiable reward alone.
 
-use burn::module::Module;
 use firesight_kawhi::Kawhi;
 use firesight_rl::{CreditAssigner, Options, Sampling, StepReport, Trainer, Uniform};
 
 use crate::Error;
 use crate::config::{CreditConfig, RunConfig};
-use crate::evaluate::{greedy_correct, share};
 use crate::examples::{ChartTask, Purpose};
-use crate::job::Job;
+use crate::job::{HeldOut, Job};
 use crate::policy::{VlmPolicy, VlmPrompt};
 use crate::progress::{Field, Progress};
 use crate::run_directory::RunDirectory;
@@ -27,6 +25,7 @@ pub fn reinforcement(
     policy: VlmPolicy,
     config: &RunConfig,
     job: &Job,
+    held_out: &HeldOut,
     run: &mut RunDirectory,
     progress: &mut Progress,
 ) -> Result<VlmPolicy, Error> {
@@ -60,8 +59,7 @@ pub fn reinforcement(
         metrics.extend(peak_memory().map(|bytes| ("memory/peak_bytes".into(), bytes)));
         let evaluate = config.evaluation.every > 0 && (step + 1) % config.evaluation.every == 0;
         if evaluate && step + 1 < settings.steps {
-            let correct = greedy_correct(&trainer.policy.valid(), &job.held_out, settings.max_tokens, config.threads)?;
-            accuracy = Some(share(&correct));
+            accuracy = Some(held_out.accuracy(&trainer.policy)?);
             metrics.extend(accuracy.map(|accuracy| ("eval/accuracy".into(), accuracy)));
         }
         run.metrics("reinforcement", step + 1, &metrics)?;
