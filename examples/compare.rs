@@ -23,7 +23,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Debug, Parser)]
 struct Options {
     /// Seeds, counted from 0.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// Rollouts of every arm [default: as in the configuration].
     #[arg(long)]
@@ -42,10 +42,10 @@ fn main() -> anyhow::Result<()> {
     let mut base = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml"))?;
     base.model = root.join(&base.model);
     base.reinforcement.steps = options.steps.unwrap_or(base.reinforcement.steps);
-    let grpo = AlgorithmConfig::Grpo { clip_low: 0.2, clip_high: 0.28, kl: 0.0 };
-    let gspo = AlgorithmConfig::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.0 };
+    let (grpo, gspo) = (AlgorithmConfig::grpo(), AlgorithmConfig::gspo());
     let kawhi = CreditConfig::Kawhi(KawhiConfig::default());
-    let arms = [(grpo, CreditConfig::Uniform), (grpo, kawhi.clone()), (gspo, CreditConfig::Uniform), (gspo, kawhi)];
+    let arms =
+        [(grpo, CreditConfig::Uniform {}), (grpo, kawhi.clone()), (gspo, CreditConfig::Uniform {}), (gspo, kawhi)];
 
     println!(
         "| seed | warm-up | {} |",
@@ -105,6 +105,9 @@ fn main() -> anyhow::Result<()> {
 fn mean_and_error(values: &[f64]) -> String {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
+    if values.len() == 1 {
+        return format!("{mean:+.1}");
+    }
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0);
     format!("{mean:+.1} ± {:.1}", (variance / count).sqrt())
 }

@@ -37,15 +37,15 @@ struct Options {
     /// How an advantage is split over the tokens of a completion [default: as in the configuration].
     #[arg(long)]
     credit: Option<Credit>,
-    /// Seed of the run.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// Seed of the run [default: as in the configuration].
+    #[arg(long)]
+    seed: Option<u64>,
     /// Rollouts of reinforcement learning [default: as in the configuration].
     #[arg(long)]
     steps: Option<usize>,
-    /// flex, cuda, cuda:<index> or wgpu, as far as compiled in.
-    #[arg(long, default_value = "flex")]
-    device: String,
+    /// flex, cuda, cuda:1... or wgpu, as far as compiled in [default: as in the configuration].
+    #[arg(long)]
+    device: Option<String>,
     /// Threads; changes the speed, never the result [default: all processors].
     #[arg(long)]
     threads: Option<usize>,
@@ -60,30 +60,31 @@ struct Options {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let path = options.config.unwrap_or_else(|| root.join("examples/configs/qwen-small.toml"));
-    let mut config = RunConfig::from_file(&path)?;
-    config.model = root.join(&config.model);
-    config.seed = options.seed;
-    config.device = options.device;
-    config.threads = options.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
-    config.reinforcement.steps = options.steps.unwrap_or(config.reinforcement.steps);
-    match options.algorithm {
-        Some(Algorithm::Grpo) => {
-            config.reinforcement.algorithm = AlgorithmConfig::Grpo { clip_low: 0.2, clip_high: 0.28, kl: 0.0 }
-        }
-        Some(Algorithm::Gspo) => {
-            config.reinforcement.algorithm = AlgorithmConfig::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.0 }
-        }
-        None => {}
+    let mut config = if let Some(path) = &options.config {
+        RunConfig::from_file(path)?
+    } else {
+        let config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml"))?;
+        RunConfig { model: root.join(&config.model), ..config }
+    };
+    config.seed = options.seed.unwrap_or(config.seed);
+    config.device = options.device.unwrap_or(config.device);
+    config.threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
+    let reinforcement = &mut config.reinforcement;
+    reinforcement.steps = options.steps.unwrap_or(reinforcement.steps);
+    if let Some(algorithm) = options.algorithm {
+        reinforcement.algorithm = match algorithm {
+            Algorithm::Grpo => AlgorithmConfig::grpo(),
+            Algorithm::Gspo => AlgorithmConfig::gspo(),
+        };
     }
-    match options.credit {
-        Some(Credit::Uniform) => config.reinforcement.credit = CreditConfig::Uniform,
-        Some(Credit::Kawhi) => config.reinforcement.credit = CreditConfig::Kawhi(KawhiConfig::default()),
-        None => {}
+    if let Some(credit) = options.credit {
+        reinforcement.credit = match credit {
+            Credit::Uniform => CreditConfig::Uniform {},
+            Credit::Kawhi => CreditConfig::Kawhi(KawhiConfig::default()),
+        };
     }
-    let reinforcement = &config.reinforcement;
-    config.name =
-        format!("qwen-small-{}-{}-seed{}", reinforcement.algorithm.name(), reinforcement.credit.name(), config.seed);
+    let (algorithm, credit) = (reinforcement.algorithm.name(), reinforcement.credit.name());
+    config.name = format!("{}-{algorithm}-{credit}-seed{}", config.name, config.seed);
 
     let destination = options.out.map_or_else(|| Destination::Under("runs".into()), Destination::Exactly);
     let outcome = run(&config, &destination, &mut Progress::detect())?;

@@ -10,7 +10,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The main job, cut down to seconds. Two mini-batches, so that ratios move and KAWHI scores beforehand.
+/// The main job, cut down to seconds. A model this fresh earns no reward, so its policy updates are empty; what they do
+/// is tested in `vlm_training.rs`.
 fn small() -> RunConfig {
     let mut config = RunConfig::from_file(&root().join("examples/configs/qwen-small.toml")).unwrap();
     config.model = root().join(&config.model);
@@ -21,7 +22,6 @@ fn small() -> RunConfig {
     config.supervised.micro_batch = 4;
     config.supervised.check_every = 3;
     config.supervised.check_examples = 8;
-    // One step: from a model that knows nothing, every later group would be as hopeless.
     config.reinforcement.steps = 2;
     config.reinforcement.prompts = 8;
     config.reinforcement.micro_batch = 2;
@@ -69,7 +69,7 @@ fn a_run_leaves_everything_in_its_directory() {
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path().join("run");
     let mut config = small();
-    config.reinforcement.credit = CreditConfig::Uniform;
+    config.reinforcement.credit = CreditConfig::Uniform {};
     config.reinforcement.algorithm = AlgorithmConfig::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.01 };
     let outcome = trained(&config, &directory);
     assert_eq!(outcome.directory, directory);
@@ -78,8 +78,6 @@ fn a_run_leaves_everything_in_its_directory() {
     assert_eq!(RunConfig::from_file(&directory.join("config.toml")).unwrap(), config);
     let metrics = metrics(&directory);
     assert!(metrics.iter().any(|line| line["phase"] == "reinforcement" && line["reward/mean"].is_number()));
-    let worst = metrics.iter().filter_map(|line| line["rollout/log_prob_diff_max"].as_f64()).fold(0.0, f64::max);
-    assert!(worst < 1e-4, "sampled and scored log-probabilities differ by {worst}");
     for name in ["samples/step0001-0.png", "samples/step0002-1.txt"] {
         assert!(directory.join(name).is_file(), "{name}");
     }
@@ -108,6 +106,9 @@ fn a_bad_configuration_is_named_by_file_and_key() {
         ("group_size = 8", "group_size = 1", "reinforcement.group_size is 1"),
         ("name = \"kawhi\"", "name = \"kawhy\"", "kawhy"),
         ("name = \"kawhi\"", "name = \"kawhi\", taw = 1", "taw"),
+        ("name = \"kawhi\"", "name = \"uniform\", tau = 1", "tau"),
+        ("temperature = 1.0", "temperature = 0.0", "reinforcement.temperature"),
+        ("mini_batches = 2", "mini_batches = 5", "reinforcement.mini_batches"),
         ("micro_batch = 8", "micro_batch = 0", "reinforcement.micro_batch"),
     ] {
         let error = config_error(from, to);

@@ -146,18 +146,24 @@ fn check(case: &Case, what: &str, found: &[f32], expected: &[f32]) {
 
 #[test]
 fn vision_features() {
+    let mut checked = 0;
     for (dir, cases) in models() {
         let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
         for case in cases.iter().filter(|case| case.tensors.contains("vision.merged")) {
+            checked += 1;
             let images: Vec<&ProcessedImage> = case.rows.iter().flat_map(|(prompt, _)| &prompt.images).collect();
             let features = model.encode_images(&images);
             check(case, "vision.merged", &values(features.tokens), &case.tensors.f32("vision.merged").1);
+            let levels = case.tensors.names().filter(|name| name.starts_with("vision.deepstack.")).count();
+            assert!(levels > 0);
+            assert_eq!(features.deepstack.len(), levels);
             for (level, found) in features.deepstack.into_iter().enumerate() {
                 let name = format!("vision.deepstack.{level}");
                 check(case, &name, &values(found), &case.tensors.f32(&name).1);
             }
         }
     }
+    assert!(checked > 0, "no case with images");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::task::Picture;
 pub struct RunConfig {
     /// Name of the run.
     pub name: String,
-    /// Model directory in Hugging Face layout. Without `model.safetensors` the run makes fresh weights.
+    /// Model directory in Hugging Face layout. Without weights in it the run makes fresh ones.
     pub model: PathBuf,
     /// Seed of every random stream.
     pub seed: u64,
@@ -149,10 +149,10 @@ pub enum AlgorithmConfig {
 
 /// How an advantage is split over the tokens of a completion.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case")]
+#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
 pub enum CreditConfig {
     /// Every token gets all of it.
-    Uniform,
+    Uniform {},
     /// KAWHI (arXiv 2603.27375): by paragraph, after the visual structure of the image.
     Kawhi(KawhiConfig),
 }
@@ -165,11 +165,23 @@ pub struct Evaluation {
     pub examples: usize,
     /// Rollouts between two evaluations on held-out data while learning; 0 evaluates at the end only.
     pub every: usize,
-    /// Rollouts of the last step that are written as samples.
+    /// Prompts of the first and of the last step whose rollouts are written as pictures and text.
     pub samples: usize,
 }
 
 impl AlgorithmConfig {
+    /// GRPO as the main job uses it: DAPO's higher upper bound, no KL penalty.
+    #[must_use]
+    pub fn grpo() -> Self {
+        Self::Grpo { clip_low: 0.2, clip_high: 0.28, kl: 0.0 }
+    }
+
+    /// GSPO with the bounds of its paper, no KL penalty.
+    #[must_use]
+    pub fn gspo() -> Self {
+        Self::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.0 }
+    }
+
     /// The name used on the command line and in run names.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -201,7 +213,7 @@ impl CreditConfig {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Uniform => "uniform",
+            Self::Uniform {} => "uniform",
             Self::Kawhi(_) => "kawhi",
         }
     }
@@ -224,9 +236,11 @@ impl RunConfig {
     /// See [`Self::from_file`].
     pub fn from_toml(text: &str, path: &Path) -> Result<Self, Error> {
         let config: Self =
-            toml::from_str(text).map_err(|source| Error::Toml { path: path.into(), source: Box::new(source) })?;
-        config.check().map_err(|(key, problem)| Error::Config { path: path.into(), key, problem })?;
-        Ok(config)
+            toml::from_str(text).map_err(|reason| Error::Toml { path: path.into(), reason: Box::new(reason) })?;
+        match config.check() {
+            Err(Error::Setting { key, problem }) => Err(Error::Config { path: path.into(), key, problem }),
+            checked => checked.map(|()| config),
+        }
     }
 
     /// The file that gives this configuration.
@@ -238,26 +252,67 @@ impl RunConfig {
         toml::to_string(self).expect("every field has a TOML form")
     }
 
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        let positive = |key, value: usize| if value == 0 { Err((key, "must be at least 1".into())) } else { Ok(()) };
-        positive("threads", self.threads)?;
-        positive("supervised.batch_size", self.supervised.batch_size)?;
-        positive("supervised.micro_batch", self.supervised.micro_batch)?;
-        positive("supervised.check_every", self.supervised.check_every)?;
-        positive("supervised.check_examples", self.supervised.check_examples)?;
-        positive("reinforcement.prompts", self.reinforcement.prompts)?;
-        positive("reinforcement.mini_batches", self.reinforcement.mini_batches)?;
-        positive("reinforcement.micro_batch", self.reinforcement.micro_batch)?;
-        positive("reinforcement.max_tokens", self.reinforcement.max_tokens)?;
-        positive("evaluation.examples", self.evaluation.examples)?;
+    /// Refuses values that no run can have. Every run begins with it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] names the first key.
+    pub fn check(&self) -> Result<(), Error> {
+        let fail = |key, problem: String| Err(Error::Setting { key, problem });
+        let (supervised, reinforcement) = (&self.supervised, &self.reinforcement);
+        for (key, value) in [
+            ("threads", self.threads),
+            ("supervised.batch_size", supervised.batch_size),
+            ("supervised.micro_batch", supervised.micro_batch),
+            ("supervised.check_every", supervised.check_every),
+            ("supervised.check_examples", supervised.check_examples),
+            ("reinforcement.prompts", reinforcement.prompts),
+            ("reinforcement.mini_batches", reinforcement.mini_batches),
+            ("reinforcement.micro_batch", reinforcement.micro_batch),
+            ("reinforcement.max_tokens", reinforcement.max_tokens),
+            ("evaluation.examples", self.evaluation.examples),
+        ] {
+            if value == 0 {
+                return fail(key, "must be at least 1".into());
+            }
+        }
         if self.data.pictures.is_empty() {
-            return Err(("data.pictures", "must name at least one kind of picture".into()));
+            return fail("data.pictures", "must name at least one kind of picture".into());
         }
-        if self.reinforcement.group_size < 2 {
-            let problem =
-                format!("is {}; an advantage compares at least two completions", self.reinforcement.group_size);
-            return Err(("reinforcement.group_size", problem));
+        if supervised.curriculum.as_ref().is_some_and(|curriculum| curriculum.pictures.is_empty()) {
+            return fail("supervised.curriculum.pictures", "must name at least one kind of picture".into());
         }
-        Ok(())
+        if reinforcement.group_size < 2 {
+            let size = reinforcement.group_size;
+            return fail(
+                "reinforcement.group_size",
+                format!("is {size}; an advantage compares at least two completions"),
+            );
+        }
+        if !reinforcement.prompts.is_multiple_of(reinforcement.mini_batches) {
+            let (prompts, parts) = (reinforcement.prompts, reinforcement.mini_batches);
+            return fail(
+                "reinforcement.mini_batches",
+                format!("is {parts}, which does not divide the {prompts} prompts"),
+            );
+        }
+        if !(reinforcement.temperature.is_finite() && reinforcement.temperature > 0.0) {
+            let temperature = reinforcement.temperature;
+            return fail("reinforcement.temperature", format!("is {temperature}; sampling needs one above zero"));
+        }
+        for (key, schedule) in
+            [("supervised.schedule", supervised.schedule), ("reinforcement.schedule", reinforcement.schedule)]
+        {
+            let sound =
+                schedule.peak.is_finite() && schedule.peak >= 0.0 && (0.0..=1.0).contains(&schedule.final_share);
+            if !sound {
+                return fail(key, "needs a peak of at least 0 and a final_share between 0 and 1".into());
+            }
+        }
+        match &reinforcement.credit {
+            CreditConfig::Uniform {} => Ok(()),
+            CreditConfig::Kawhi(kawhi) => {
+                kawhi.validate().or_else(|error| fail("reinforcement.credit", format!("is out of range: {error}")))
+            }
+        }
     }
 }

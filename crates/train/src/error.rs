@@ -14,18 +14,26 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A configuration that is no TOML of the expected form.
-    #[error("{path}: {source}")]
+    #[error("{path}: {reason}")]
     Toml {
         /// The file.
         path: PathBuf,
         /// Line, key and reason.
-        source: Box<toml::de::Error>,
+        reason: Box<toml::de::Error>,
     },
     /// A configuration value out of range.
     #[error("{path}: {key} {problem}")]
     Config {
         /// The file.
         path: PathBuf,
+        /// Dotted key.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A setting out of range.
+    #[error("{key} {problem}")]
+    Setting {
         /// Dotted key.
         key: &'static str,
         /// What is wrong with it.

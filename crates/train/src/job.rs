@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use firesight_vlm::{ModelConfig, Processor, QwenVl};
+use firesight_vlm::{ModelConfig, Processor, QwenVl, has_weights};
 
 use crate::Error;
 use crate::config::RunConfig;
@@ -70,7 +70,7 @@ impl Job {
     /// When the weights are broken or do not fit the tokenizer.
     pub fn policy(&self, seed: u64) -> Result<VlmPolicy, Error> {
         let device = self.device.clone().autodiff();
-        let model = if self.model.join("model.safetensors").is_file() {
+        let model = if has_weights(&self.model) {
             QwenVl::from_dir(&self.model, &device)?.train()
         } else {
             QwenVl::new(&self.model_config, seed, &device)
@@ -106,16 +106,10 @@ impl HeldOut {
         Ok(Accuracy { sighted: self.accuracy(policy)?, blind: self.share(policy, &self.blanked)? })
     }
 
-    /// Number of questions.
+    /// The questions.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.questions.len()
-    }
-
-    /// Whether there is no question.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.questions.is_empty()
+    pub fn questions(&self) -> &[Question] {
+        &self.questions
     }
 
     fn share(&self, policy: &VlmPolicy, questions: &[Question]) -> Result<f64, Error> {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use burn::module::Module;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
+use firesight_vlm::has_weights;
 
 use crate::Error;
 use crate::config::RunConfig;
@@ -94,10 +95,17 @@ impl Destination {
 /// When a file, the configuration, the model or a training step fails.
 pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progress) -> Result<Outcome, Error> {
     let start = Instant::now();
+    config.check()?;
     let job = Job::new(config)?;
     let policy = job.policy(config.seed)?;
     let mut directory = destination.create(config)?;
-    progress.note(&format!("{} parameters, run directory {}", policy.num_params(), directory.path().display()));
+    let origin = if has_weights(&config.model) { "weights of" } else { "fresh weights for" };
+    progress.note(&format!(
+        "{} parameters, {origin} {}, run directory {}",
+        policy.num_params(),
+        config.model.display(),
+        directory.path().display()
+    ));
     let initial = policy.valid();
     let clock = Instant::now();
     let (policy, supervised_steps) = supervised(policy, config, &job, &mut directory, progress)?;
@@ -128,7 +136,7 @@ pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progres
         supervised_cost,
         reinforcement_cost,
         seconds: start.elapsed().as_secs_f64(),
-        questions: held_out.len(),
+        questions: held_out.questions().len(),
         directory: directory.path().into(),
     })
 }

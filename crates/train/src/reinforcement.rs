@@ -79,7 +79,7 @@ pub fn reinforcement(
 
 fn credit(config: &CreditConfig, policy: &VlmPolicy) -> Result<Box<dyn CreditAssigner<VlmPrompt> + Send>, Error> {
     Ok(match config {
-        CreditConfig::Uniform => Box::new(Uniform),
+        CreditConfig::Uniform {} => Box::new(Uniform),
         CreditConfig::Kawhi(kawhi) => {
             let processor = policy.processor().clone();
             // Decoding skips special tokens, so the end of the turn is no paragraph of its own.

@@ -1,7 +1,7 @@
 //! What a run leaves on disk.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -11,12 +11,15 @@ use crate::config::RunConfig;
 use crate::policy::VlmPolicy;
 
 /// Files of a model directory that training leaves as they are.
-const MODEL_FILES: [&str; 8] = [
+const MODEL_FILES: [&str; 11] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "processor_config.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -40,10 +43,14 @@ impl RunDirectory {
         if fs::read_dir(path).map_err(io)?.next().is_some() {
             return Err(Error::RunDirectoryExists { path: path.into() });
         }
+        // Whoever makes this file owns the directory, should two runs have found it empty.
+        let metrics = path.join("metrics.jsonl");
+        let file = File::create_new(&metrics).map_err(|source| match source.kind() {
+            ErrorKind::AlreadyExists => Error::RunDirectoryExists { path: path.into() },
+            _ => Error::Io { path: metrics, source },
+        })?;
         let header = format!("# Resolved configuration of a run of firesight {}.\n", env!("CARGO_PKG_VERSION"));
         write_atomically(&path.join("config.toml"), (header + &config.to_toml()).as_bytes())?;
-        let metrics = path.join("metrics.jsonl");
-        let file = File::create_new(&metrics).map_err(|source| Error::Io { path: metrics, source })?;
         Ok(Self { path: path.into(), metrics: file })
     }
 
@@ -101,23 +108,24 @@ impl RunDirectory {
     pub fn save_model(&self, policy: &VlmPolicy, origin: &Path) -> Result<PathBuf, Error> {
         let target = self.path.join("model");
         let io = |source| Error::Io { path: target.clone(), source };
-        let temporary = tempfile::Builder::new().prefix(".model").tempdir_in(&self.path).map_err(io)?;
+        let temporary = self.path.join("model.partial");
+        fs::create_dir_all(&temporary).map_err(io)?;
         for name in MODEL_FILES {
             let file = origin.join(name);
             if file.is_file() {
-                fs::copy(&file, temporary.path().join(name)).map_err(|source| Error::Io { path: file, source })?;
+                fs::copy(&file, temporary.join(name)).map_err(|source| Error::Io { path: file, source })?;
             }
         }
-        policy.model.save_weights(temporary.path())?;
-        fs::rename(temporary.keep(), &target).map_err(io)?;
+        policy.model.save_weights(&temporary)?;
+        fs::rename(&temporary, &target).map_err(io)?;
         Ok(target)
     }
 }
 
 fn write_atomically(path: &Path, contents: &[u8]) -> Result<(), Error> {
     let io = |source| Error::Io { path: path.into(), source };
-    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
-    file.write_all(contents).map_err(io)?;
-    file.persist(path).map_err(|error| io(error.error))?;
-    Ok(())
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".partial");
+    fs::write(&temporary, contents).map_err(io)?;
+    fs::rename(&temporary, path).map_err(io)
 }

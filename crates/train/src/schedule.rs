@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// Learning rate over the steps of a phase: a linear rise, then constant or a linear fall.
+/// Learning rate over the steps of a phase: a linear rise to the peak, then constant or a linear fall to the last step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
@@ -16,9 +16,12 @@ impl Schedule {
     /// The learning rate of `step`, counted from 0, of `steps`.
     #[must_use]
     pub fn at(&self, step: usize, steps: usize) -> f64 {
-        let rise = if step < self.warmup_steps { (step + 1) as f64 / self.warmup_steps as f64 } else { 1.0 };
-        let progress = (step + 1) as f64 / steps.max(1) as f64;
-        self.peak * rise * (1.0 - (1.0 - self.final_share) * progress)
+        let done = step + 1;
+        if done <= self.warmup_steps {
+            return self.peak * done as f64 / self.warmup_steps as f64;
+        }
+        let progress = (done - self.warmup_steps) as f64 / steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        self.peak * (1.0 - (1.0 - self.final_share) * progress)
     }
 }
 
@@ -30,9 +33,10 @@ mod tests {
     fn rises_and_falls() {
         let schedule = Schedule { peak: 2.0, warmup_steps: 4, final_share: 0.1 };
         let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} {expected}");
-        close(schedule.at(0, 100), 2.0 * 0.25 * (1.0 - 0.9 * 0.01));
-        close(schedule.at(49, 100), 2.0 * (1.0 - 0.9 * 0.5));
-        close(schedule.at(99, 100), 0.2);
+        close(schedule.at(0, 104), 0.5);
+        close(schedule.at(3, 104), 2.0);
+        close(schedule.at(53, 104), 2.0 * (1.0 - 0.9 * 0.5));
+        close(schedule.at(103, 104), 0.2);
         let constant = Schedule { final_share: 1.0, ..schedule };
         close(constant.at(99, 100), 2.0);
     }

@@ -89,14 +89,12 @@ fn supervised_step(
             row[..group.completions[0].tokens.len()].fill(-1.0 / tokens as f32);
         }
         let weights = Tensor::<2>::from_data(TensorData::new(weights, [rows, width]), &log_probs.device());
-        let loss = (log_probs * weights).sum();
+        let loss = (log_probs.clone() * weights).sum();
         let value = f64::from(loss.clone().into_scalar::<f32>());
         if !value.is_finite() {
-            return Err(TrainerError::NonFiniteLoss {
-                group: job * config.supervised.micro_batch,
-                completion: 0,
-                token: 0,
-            });
+            let bad = log_probs.into_data().iter::<f32>().position(|value| !value.is_finite()).unwrap_or(0);
+            let group = job * config.supervised.micro_batch + bad / width;
+            return Err(TrainerError::NonFiniteLoss { group, completion: 0, token: bad % width });
         }
         Ok((GradientsParams::from_grads(loss.backward(), policy), value))
     })?;

@@ -1,7 +1,7 @@
 //! `config.json`, field by field, as published on the Hub.
 //!
 //! Names are Hugging Face's. Fields that no supported model varies are not listed and are ignored when reading;
-//! [`crate::save`] writes the file it was read from back unchanged, so nothing is lost.
+//! whoever saves a model keeps the file it came with, so nothing is lost.
 
 use std::path::Path;
 
@@ -56,6 +56,9 @@ pub struct TextConfig {
     pub rope_scaling: RopeScaling,
     /// Longest sequence.
     pub max_position_embeddings: usize,
+    /// Biases in attention; refused, as no published Qwen3-VL has them.
+    #[serde(default)]
+    pub attention_bias: bool,
     /// End of a turn.
     pub eos_token_id: u32,
     /// See [`ModelConfig::tie_word_embeddings`].
@@ -66,14 +69,17 @@ pub struct TextConfig {
     pub initializer_range: f64,
 }
 
-/// How rotary frequencies are shared between the time, height and width axes.
+/// How rotary frequencies are shared between the time, height and width axes, which take turns.
 #[derive(Debug, Clone, Deserialize)]
 pub struct RopeScaling {
     /// Frequencies per axis; they sum to `head_dim / 2`.
     pub mrope_section: [usize; 3],
-    /// Qwen3-VL interleaves the axes; Qwen2.5-VL lays them out in contiguous sections.
-    #[serde(default)]
+    /// Qwen3-VL's axes take turns; another layout is refused.
+    #[serde(default = "interleaved")]
     pub mrope_interleaved: bool,
+    /// `default`: no stretching of the context; anything else is refused.
+    #[serde(default = "default_rope")]
+    pub rope_type: String,
 }
 
 /// The image encoder: `vision_config`.
@@ -106,6 +112,14 @@ pub struct VisionConfig {
     pub initializer_range: f64,
 }
 
+fn interleaved() -> bool {
+    true
+}
+
+fn default_rope() -> String {
+    "default".into()
+}
+
 fn default_initializer_range() -> f64 {
     0.02
 }
@@ -133,6 +147,16 @@ impl ModelConfig {
         let fail = |field, problem: String| Err((field, problem));
         if self.model_type != "qwen3_vl" {
             return fail("model_type", format!("is {:?}; supported: qwen3_vl", self.model_type));
+        }
+        if text.attention_bias {
+            return fail("text_config.attention_bias", "is true, which Qwen3-VL does not have".into());
+        }
+        if !text.rope_scaling.mrope_interleaved {
+            return fail("text_config.rope_scaling.mrope_interleaved", "is false, which Qwen3-VL does not have".into());
+        }
+        if text.rope_scaling.rope_type != "default" {
+            let found = &text.rope_scaling.rope_type;
+            return fail("text_config.rope_scaling.rope_type", format!("is {found:?}; supported: default"));
         }
         if text.num_key_value_heads == 0 || !text.num_attention_heads.is_multiple_of(text.num_key_value_heads) {
             return fail(
@@ -164,10 +188,12 @@ impl ModelConfig {
                 format!("is {}, text_config.hidden_size is {}", vision.out_hidden_size, text.hidden_size),
             );
         }
-        if vision.num_position_embeddings.isqrt().pow(2) != vision.num_position_embeddings {
+        if vision.num_position_embeddings == 0
+            || vision.num_position_embeddings.isqrt().pow(2) != vision.num_position_embeddings
+        {
             return fail(
                 "vision_config.num_position_embeddings",
-                format!("{} is not a square", vision.num_position_embeddings),
+                format!("{} is not a positive square", vision.num_position_embeddings),
             );
         }
         if vision.deepstack_visual_indexes.iter().any(|&i| i >= vision.depth)
@@ -184,11 +210,19 @@ impl ModelConfig {
         if vision.patch_size == 0 || vision.spatial_merge_size == 0 || vision.temporal_patch_size == 0 {
             return fail("vision_config.patch_size", "and the merge sizes must be positive".into());
         }
-        if self.image_token_id as usize >= text.vocab_size {
-            return fail(
-                "image_token_id",
-                format!("{} is outside the vocabulary of {}", self.image_token_id, text.vocab_size),
-            );
+        if vision.in_channels != 3 {
+            return fail("vision_config.in_channels", format!("is {}; images have 3", vision.in_channels));
+        }
+        for (field, id) in [
+            ("image_token_id", self.image_token_id),
+            ("video_token_id", self.video_token_id),
+            ("vision_start_token_id", self.vision_start_token_id),
+            ("vision_end_token_id", self.vision_end_token_id),
+            ("text_config.eos_token_id", text.eos_token_id),
+        ] {
+            if id as usize >= text.vocab_size {
+                return fail(field, format!("{id} is outside the vocabulary of {}", text.vocab_size));
+            }
         }
         Ok(())
     }

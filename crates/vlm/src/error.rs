@@ -14,12 +14,12 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A JSON file does not have the expected fields.
-    #[error("{path} is not valid: {source}")]
+    #[error("{path} is not valid: {reason}")]
     Json {
         /// The file.
         path: PathBuf,
         /// The field and position.
-        source: serde_json::Error,
+        reason: serde_json::Error,
     },
     /// A configuration value that no supported model has.
     #[error("{path}: {field} {problem}")]
@@ -118,6 +118,12 @@ pub enum Error {
         position: usize,
         /// Rows of the embedding table.
         vocabulary: usize,
+    },
+    /// A prompt without any token.
+    #[error("prompt {index} is empty")]
+    EmptyPrompt {
+        /// Which prompt of the batch.
+        index: usize,
     },
     /// Prompt and completion together are longer than the model's positions.
     #[error(

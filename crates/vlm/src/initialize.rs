@@ -8,6 +8,9 @@ use rand_distr::{Distribution, StandardNormal};
 
 use crate::config::ModelConfig;
 
+/// Keeps these streams apart from those that completions of the same seed are drawn with.
+const DOMAIN: u64 = 0x7765_6967_6874_7300;
+
 /// Gives every parameter of `module` a fresh value.
 ///
 /// Embedding tables are normal with the configuration's `initializer_range`, linear layers and the patch projection
@@ -27,7 +30,7 @@ struct Initializer<'a> {
 impl Initializer<'_> {
     fn values(&self, shape: &[usize]) -> Vec<f32> {
         let count = shape.iter().product();
-        let mut stream = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut stream = ChaCha8Rng::seed_from_u64(self.seed ^ DOMAIN);
         stream.set_stream(self.parameters);
         let mut uniform = |inputs: usize| {
             let bound = (inputs as f32).powf(-0.5);

@@ -26,10 +26,10 @@ pub use processor::{Processor, Prompt};
 pub use rope::Position;
 pub use tokenizer::Tokenizer;
 pub use vision::VisionFeatures;
-pub use weights::published_names;
+pub use weights::{has_weights, published_names};
 
 /// Reads a JSON file, naming it when something is wrong.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })
+    serde_json::from_str(&text).map_err(|reason| Error::Json { path: path.into(), reason })
 }

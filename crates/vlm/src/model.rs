@@ -155,12 +155,19 @@ impl QwenVl {
     }
 
     /// What the vision tower makes of images; the same images always give the same features.
+    ///
+    /// # Panics
+    /// When `images` is empty.
     #[must_use]
     pub fn encode_images(&self, images: &[&ProcessedImage]) -> VisionFeatures {
+        assert!(!images.is_empty(), "nothing to encode");
         self.model.visual.forward(images)
     }
 
     /// Scores completions behind their prompts. Gradients flow when the model lives on an autodiff device.
+    ///
+    /// # Panics
+    /// When `batch` is empty.
     ///
     /// # Errors
     /// When a token id is outside the vocabulary or a sequence is longer than the context.
@@ -171,6 +178,7 @@ impl QwenVl {
         mask: &TokenMask,
         attention: Option<AttentionPoint>,
     ) -> Result<CompletionScores, Error> {
+        assert!(!batch.is_empty(), "nothing to score");
         let lengths: Vec<usize> = batch.iter().flat_map(|item| item.completions.iter().map(|c| c.len())).collect();
         let tokens = lengths.iter().copied().max().unwrap_or(0);
         for (index, item) in batch.iter().enumerate() {
@@ -260,9 +268,13 @@ impl QwenVl {
 
     /// Logits of the whole of each prompt, `[prompts, tokens, vocab_size]`, rows right-padded.
     ///
+    /// # Panics
+    /// When `prompts` is empty.
+    ///
     /// # Errors
     /// When a token id is outside the vocabulary or a prompt is longer than the context.
     pub fn prompt_logits(&self, prompts: &[&Prompt]) -> Result<Tensor<3>, Error> {
+        assert!(!prompts.is_empty(), "nothing to run");
         let hidden = self.encode_prompts(prompts, false)?.states.hidden;
         let [rows, tokens, width] = hidden.dims();
         Ok(self.logits(hidden.reshape([rows * tokens, width])).reshape([
@@ -300,6 +312,9 @@ impl QwenVl {
         keep_key_before_rope: bool,
     ) -> Result<EncodedPrompts, Error> {
         for (index, prompt) in prompts.iter().enumerate() {
+            if prompt.input_ids.is_empty() {
+                return Err(Error::EmptyPrompt { index });
+            }
             self.check_length(index, prompt, 0)?;
             self.check_tokens(&prompt.input_ids)?;
         }

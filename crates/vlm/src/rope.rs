@@ -74,19 +74,14 @@ impl MultimodalRope {
     pub(crate) fn new(config: &TextConfig) -> Self {
         let half = config.head_dim / 2;
         let [_, height, width] = config.rope_scaling.mrope_section;
-        let axes = if config.rope_scaling.mrope_interleaved {
-            // Time, height and width take turns until height and width have had their share.
-            (0..half)
-                .map(|i| match i % 3 {
-                    1 if i < 3 * height => 1,
-                    2 if i < 3 * width => 2,
-                    _ => 0,
-                })
-                .collect()
-        } else {
-            let sections = config.rope_scaling.mrope_section;
-            sections.iter().enumerate().flat_map(|(axis, &length)| vec![axis; length]).collect()
-        };
+        // Time, height and width take turns until height and width have had their share.
+        let axes = (0..half)
+            .map(|i| match i % 3 {
+                1 if i < 3 * height => 1,
+                2 if i < 3 * width => 2,
+                _ => 0,
+            })
+            .collect();
         Self {
             inverse_frequencies: inverse_frequencies(config.head_dim, config.rope_theta),
             axes,

@@ -43,8 +43,8 @@ struct Attention {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
-    q_norm: Option<RmsNorm>,
-    k_norm: Option<RmsNorm>,
+    q_norm: RmsNorm,
+    k_norm: RmsNorm,
     #[module(skip)]
     heads: Heads,
 }
@@ -266,8 +266,8 @@ impl DecoderLayer {
                 k_proj: linear(hidden, heads.key * heads.dim),
                 v_proj: linear(hidden, heads.key * heads.dim),
                 o_proj: linear(heads.query * heads.dim, hidden),
-                q_norm: Some(rms_norm(heads.dim, config, device)),
-                k_norm: Some(rms_norm(heads.dim, config, device)),
+                q_norm: rms_norm(heads.dim, config, device),
+                k_norm: rms_norm(heads.dim, config, device),
                 heads,
             },
             post_attention_layernorm: rms_norm(hidden, config, device),
@@ -292,12 +292,8 @@ impl Attention {
     fn project(&self, x: Tensor<3>, rotary: &Rotary<4>) -> Projected {
         let [rows, tokens, _] = x.dims();
         let heads = |t: Tensor<3>, count| t.reshape([rows, tokens, count, self.heads.dim]);
-        let normalised = |norm: &Option<RmsNorm>, t: Tensor<4>| match norm {
-            Some(norm) => norm.forward(t),
-            None => t,
-        };
-        let query = normalised(&self.q_norm, heads(self.q_proj.forward(x.clone()), self.heads.query));
-        let key = normalised(&self.k_norm, heads(self.k_proj.forward(x.clone()), self.heads.key));
+        let query = self.q_norm.forward(heads(self.q_proj.forward(x.clone()), self.heads.query));
+        let key = self.k_norm.forward(heads(self.k_proj.forward(x.clone()), self.heads.key));
         let value = heads(self.v_proj.forward(x), self.heads.key);
         Projected {
             query_after_rope: rotary.apply(query.clone()).swap_dims(1, 2),

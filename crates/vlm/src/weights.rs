@@ -66,18 +66,22 @@ impl QwenVl {
     /// When the directory cannot be written.
     pub fn save_weights(&self, dir: &Path) -> Result<(), Error> {
         let path = dir.join(SINGLE_FILE);
-        let io = |source| Error::Io { path: path.clone(), source };
-        let temporary = tempfile::Builder::new().suffix(".safetensors").tempfile_in(dir).map_err(io)?;
-        let mut store = SafetensorsStore::from_file(temporary.path())
+        let temporary = dir.join("model.partial.safetensors");
+        let mut store = SafetensorsStore::from_file(&temporary)
             .overwrite(true)
             .metadata("format", "pt")
             .with_to_adapter(BurnToPyTorchAdapter);
         self.valid()
             .save_into(&mut store)
             .map_err(|error| Error::WeightFile { path: path.clone(), problem: error.to_string() })?;
-        temporary.persist(&path).map_err(|error| io(error.error))?;
-        Ok(())
+        std::fs::rename(&temporary, &path).map_err(|source| Error::Io { path, source })
     }
+}
+
+/// Whether a model directory holds weights, in one file or in shards.
+#[must_use]
+pub fn has_weights(dir: &Path) -> bool {
+    dir.join(SINGLE_FILE).is_file() || dir.join(INDEX).is_file()
 }
 
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {

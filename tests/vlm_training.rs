@@ -1,0 +1,137 @@
+//! Policy updates of the vision-language model on real pictures, with a reward that even a fresh model earns.
+#![allow(clippy::unwrap_used)]
+
+use std::error::Error as StdError;
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::AdamWConfig;
+use burn::tensor::{Device, Tensor};
+use firesight_kawhi::{Kawhi, KawhiConfig};
+use firesight_rl::{
+    Algorithm, Completion, CreditAssigner, Options, Reward, Sampling, StepReport, Task, Trainer, Uniform,
+};
+use firesight_train::task::Charts;
+use firesight_train::{Purpose, Question, Questions, VlmPolicy, VlmPrompt};
+use firesight_vlm::{ModelConfig, Processor, QwenVl};
+
+/// Rewards even token ids.
+struct EvenTokens;
+
+impl Task for EvenTokens {
+    type Sample = Question;
+    type Prompt = VlmPrompt;
+
+    fn prompt(&self, question: &Question) -> Result<VlmPrompt, Box<dyn StdError + Send + Sync>> {
+        Ok(question.prompt.clone())
+    }
+
+    fn reward(&self, _: &Question, completion: &Completion) -> Result<Reward, Box<dyn StdError + Send + Sync>> {
+        let even = completion.tokens.iter().filter(|&token| token % 2 == 0).count();
+        Ok(Reward { total: even as f32 / completion.tokens.len() as f32, parts: Vec::new() })
+    }
+}
+
+fn policy() -> VlmPolicy {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen-small");
+    let model = QwenVl::new(&ModelConfig::from_dir(&directory).unwrap(), 0, &Device::flex().autodiff());
+    VlmPolicy::new(model, Arc::new(Processor::from_dir(&directory).unwrap())).unwrap()
+}
+
+fn credit(name: &str, policy: &VlmPolicy) -> Box<dyn CreditAssigner<VlmPrompt> + Send> {
+    if name == "uniform" {
+        return Box::new(Uniform);
+    }
+    let processor = policy.processor().clone();
+    let text = move |id: u32| processor.tokenizer().decode(&[id]).unwrap();
+    Box::new(Kawhi::new(KawhiConfig::default(), text).unwrap())
+}
+
+/// Runs `steps` and returns what each reported, and the weights afterwards.
+fn train(
+    credit_name: &str,
+    mini_batches: usize,
+    threads: usize,
+    steps: usize,
+) -> (Vec<StepReport<VlmPrompt>>, Vec<f32>) {
+    let policy = policy();
+    let questions = Questions::new(Charts::new().unwrap(), policy.processor().clone(), 0);
+    let credit = credit(credit_name, &policy);
+    let options = Options {
+        group_size: 4,
+        sampling: Sampling { temperature: 0.8, max_tokens: 10, seed: 5, first_stream: 0 },
+        prompts_per_sampling_batch: 2,
+        groups_per_micro_batch: 1,
+        mini_batches,
+        passes_per_rollout: 1,
+        max_gradient_norm: Some(1.0),
+        threads,
+    };
+    let algorithm = Algorithm { loss: firesight_rl::Loss { kl: None, ..Algorithm::grpo().loss }, ..Algorithm::grpo() };
+    let mut trainer = Trainer::new(policy, AdamWConfig::new().init(), algorithm, credit, options).unwrap();
+    let reports = (0..steps)
+        .map(|step| {
+            let samples = questions.batch(Purpose::Reinforcement, step * 4, 4).unwrap();
+            trainer.step(&EvenTokens, &samples, 1e-3).unwrap()
+        })
+        .collect();
+    let mut weights = Weights(Vec::new());
+    trainer.policy.visit(&mut weights);
+    (reports, weights.0)
+}
+
+struct Weights(Vec<f32>);
+
+impl ModuleVisitor for Weights {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0.extend(param.val().into_data().iter::<f32>());
+    }
+}
+
+fn metric(report: &StepReport<VlmPrompt>, name: &str) -> f64 {
+    report.metrics.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("no metric {name}")).1
+}
+
+#[test]
+fn sampled_and_scored_log_probs_agree_and_every_mini_batch_steps() {
+    for (credit, mini_batches) in [("uniform", 1), ("kawhi", 1), ("kawhi", 2)] {
+        let (reports, _) = train(credit, mini_batches, 2, 2);
+        for report in &reports {
+            assert_eq!(report.optimizer_steps, mini_batches);
+            let difference = metric(report, "rollout/log_prob_diff_max");
+            assert!(difference < 1e-4, "{credit}: {difference}");
+            assert!(metric(report, "grad/norm") > 0.0);
+            let weights: Vec<f32> = report.credit.iter().flatten().flatten().copied().collect();
+            assert_eq!(weights.iter().all(|&weight| weight == 1.0), credit == "uniform");
+            assert!(weights.iter().all(|weight| (0.1..=1.0).contains(weight)));
+        }
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    for credit in ["uniform", "kawhi"] {
+        let (one, one_weights) = train(credit, 2, 1, 2);
+        let (two, two_weights) = train(credit, 2, 2, 2);
+        for (one, two) in one.iter().zip(&two) {
+            assert_eq!(one.credit, two.credit);
+            assert_eq!(one.advantages, two.advantages);
+            for name in ["reward/mean", "loss/policy", "grad/norm", "entropy/mean", "ratio/max"] {
+                assert_eq!(metric(one, name).to_bits(), metric(two, name).to_bits(), "{credit} {name}");
+            }
+        }
+        assert!(one_weights == two_weights, "{credit}: weights differ");
+    }
+}
+
+/// The whole path from reward to weights points the right way.
+#[test]
+fn the_reward_rises() {
+    let (reports, _) = train("kawhi", 1, 2, 12);
+    let mean = |reports: &[StepReport<VlmPrompt>]| {
+        reports.iter().map(|report| metric(report, "reward/mean")).sum::<f64>() / reports.len() as f64
+    };
+    let (first, last) = (mean(&reports[..3]), mean(&reports[9..]));
+    assert!(last > first + 0.1, "{first} -> {last}");
+}
