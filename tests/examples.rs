@@ -1,4 +1,4 @@
-//! Examples that assert something are run, not only compiled.
+//! The quick example that asserts something is run, not only compiled.
 
 #[path = "../examples/custom_policy.rs"]
 #[allow(dead_code, unreachable_pub)]
