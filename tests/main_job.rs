@@ -47,8 +47,13 @@ fn metrics(directory: &Path) -> Vec<serde_json::Value> {
     lines
 }
 
-fn weights(directory: &Path) -> Vec<u8> {
-    std::fs::read(directory.join("model/model.safetensors")).unwrap()
+/// Every parameter, bit for bit; the file's metadata come in no fixed order.
+fn weights(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = std::fs::read(directory.join("model/model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> = file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
+    tensors.sort();
+    tensors
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn answers_follow_from_question_and_values() {
             assert_eq!(example.answer, solve(&example.question, example.values), "{}", example.question);
             let paragraphs: Vec<&str> = example.worked.split("\n\n").collect();
             let seen: Vec<String> = LETTERS.iter().zip(example.values).map(|(a, b)| format!("{a}{b}")).collect();
-            assert_eq!(paragraphs[0], seen.join(" "));
+            assert_eq!(paragraphs[0], format!("Read {}", seen.join(" ")));
             let grade = grade(&example.worked, &example.answer);
             assert_eq!((grade.accuracy, grade.format), (1.0, 1.0), "{}", example.worked);
         }

@@ -258,7 +258,7 @@ mod tests {
     fn files_of_different_models_are_refused() {
         for (from, to, word) in [
             (r#""patch_size": 2"#, r#""patch_size": 4"#, "vision_config.patch_size"),
-            (r#""vocab_size": 272"#, r#""vocab_size": 261"#, "261 rows"),
+            (r#""vocab_size": 272"#, r#""vocab_size": 261"#, "vocabulary of 261"),
             (r#""image_token_id": 260"#, r#""image_token_id": 270"#, "image_token_id"),
             (r#""video_token_id": 261"#, r#""video_token_id": 3000"#, "video_token_id"),
         ] {
