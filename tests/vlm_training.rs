@@ -103,7 +103,7 @@ fn sampled_and_scored_log_probs_agree_and_every_mini_batch_steps() {
             assert!(difference < 1e-4, "{credit}: {difference}");
             assert!(metric(report, "grad/norm") > 0.0);
             let weights: Vec<f32> = report.credit.iter().flatten().flatten().copied().collect();
-            assert!(credit == "kawhi" || weights.iter().all(|&weight| weight == 1.0));
+            assert!(credit == "kawhi" || weights.iter().all(|weight| weight.to_bits() == 1.0f32.to_bits()));
             assert!(!weights.is_empty() && weights.iter().all(|weight| (0.1..=1.0).contains(weight)));
         }
     }
