@@ -7,7 +7,7 @@ use crate::Error;
 /// # Errors
 /// When the name is unknown or its backend is not compiled in.
 pub fn device(name: &str) -> Result<Device, Error> {
-    let (kind, index) = name.split_once(':').map_or((name, Some(0)), |(kind, index)| (kind, index.parse().ok()));
+    let (kind, index) = name.split_once(':').map_or((name, Some(0_usize)), |(kind, index)| (kind, index.parse().ok()));
     match (kind, index) {
         #[cfg(feature = "flex")]
         ("flex", Some(0)) => Ok(Device::flex()),
