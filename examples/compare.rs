@@ -5,7 +5,7 @@
 //! cargo run --release --example compare -- --seeds 3
 //! ```
 //!
-//! About 40 CPU minutes for three seeds; `--threads` arms run at a time. Prints the table of the README.
+//! `--threads` arms run at a time. Prints a table.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

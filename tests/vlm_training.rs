@@ -10,7 +10,7 @@ use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Tensor};
 use firesight_kawhi::{Kawhi, KawhiConfig};
 use firesight_rl::{
-    Algorithm, Completion, CreditAssigner, Options, Reward, Sampling, StepReport, Task, Trainer, Uniform,
+    Algorithm, Completion, CreditAssigner, Group, Options, Policy, Reward, Sampling, StepReport, Task, Trainer, Uniform,
 };
 use firesight_train::task::Charts;
 use firesight_train::{Purpose, Question, Questions, VlmPolicy, VlmPrompt};
@@ -106,6 +106,33 @@ fn sampled_and_scored_log_probs_agree_and_every_mini_batch_steps() {
             assert!(credit == "kawhi" || weights.iter().all(|weight| weight.to_bits() == 1.0f32.to_bits()));
             assert!(!weights.is_empty() && weights.iter().all(|weight| (0.1..=1.0).contains(weight)));
         }
+    }
+}
+
+/// Queries and keys of the model, regions of the picture and paragraphs of the text meet: three paragraphs share out
+/// the weight of equation 15, whose mean over paragraphs is `w_min + (w_max - w_min) / 3`.
+#[test]
+fn paragraphs_of_a_worked_answer_get_weights_of_their_own() {
+    let policy = policy();
+    let questions = Questions::new(Charts::new().unwrap(), policy.processor().clone(), 0);
+    let groups: Vec<Group<VlmPrompt>> = questions
+        .batch(Purpose::Reinforcement, 0, 4)
+        .unwrap()
+        .into_iter()
+        .map(|question| {
+            let mut tokens = policy.processor().tokenizer().encode(&question.example.worked).unwrap();
+            tokens.push(policy.end_of_turn());
+            let completion = Completion { tokens, ..Completion::default() };
+            Group { prompt: question.prompt, completions: vec![completion], rewards: Vec::new() }
+        })
+        .collect();
+    let kawhi = credit("kawhi", &policy);
+    let scores = policy.score(&groups, 1.0, kawhi.signals()).unwrap();
+    for weights in kawhi.weights(&groups, &scores.signals).unwrap() {
+        let paragraphs: Vec<&[f32]> = weights.chunk_by(|a, b| a.to_bits() == b.to_bits()).collect();
+        assert_eq!(paragraphs.len(), 3, "{weights:?}");
+        let mean = paragraphs.iter().map(|paragraph| paragraph[0]).sum::<f32>() / 3.0;
+        assert!((mean - 0.4).abs() < 1e-6, "{weights:?}");
     }
 }
 
