@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use clap::Parser;
 use firesight_kawhi::KawhiConfig;
 use firesight_train::{
-    Accuracy, AlgorithmConfig, CreditConfig, Destination, Job, Progress, RunConfig, reinforcement, supervised,
+    AlgorithmConfig, CreditConfig, Destination, HeldOutAccuracy, Job, Progress, RunConfig, reinforcement, supervised,
 };
 
 #[global_allocator]
@@ -42,6 +42,8 @@ fn main() -> anyhow::Result<()> {
     let mut base = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml"))?;
     base.model = root.join(&base.model);
     base.reinforcement.steps = options.steps.unwrap_or(base.reinforcement.steps);
+    base.threads = options.threads;
+    base.check()?;
     let (grpo, gspo) = (AlgorithmConfig::grpo(), AlgorithmConfig::gspo());
     let kawhi = CreditConfig::Kawhi(KawhiConfig::default());
     let arms =
@@ -54,7 +56,7 @@ fn main() -> anyhow::Result<()> {
     println!("|---|---|{}", "---|".repeat(arms.len()));
     let mut gains = vec![Vec::new(); arms.len()];
     for seed in 0..options.seeds {
-        let mut config = RunConfig { seed, threads: options.threads, ..base.clone() };
+        let mut config = RunConfig { seed, ..base.clone() };
         config.name = format!("seed{seed}-warm-up");
         let job = Job::new(&config)?;
         let mut directory = Destination::Under(options.out.clone()).create(&config)?;
@@ -62,7 +64,7 @@ fn main() -> anyhow::Result<()> {
         let held_out = job.held_out(&RunConfig { threads: 1, ..config.clone() })?;
         let warm_up = held_out.measure(&policy)?;
 
-        let found: Mutex<Vec<Option<Accuracy>>> = Mutex::new(vec![None; arms.len()]);
+        let found: Mutex<Vec<Option<HeldOutAccuracy>>> = Mutex::new(vec![None; arms.len()]);
         let next = Mutex::new(0..arms.len());
         let worker = || -> anyhow::Result<()> {
             loop {
@@ -84,17 +86,17 @@ fn main() -> anyhow::Result<()> {
             let workers: Vec<_> = (0..options.threads).map(|_| scope.spawn(worker)).collect();
             workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
         })?;
-        let found: Vec<Accuracy> = found.into_inner()?.into_iter().flatten().collect();
+        let found: Vec<HeldOutAccuracy> = found.into_inner()?.into_iter().flatten().collect();
         let cells: Vec<String> =
-            found.iter().map(|a| format!("{:.1} (blind {:.1})", 100.0 * a.sighted, 100.0 * a.blind)).collect();
+            found.iter().map(|a| format!("{:.1} (blind {:.1})", 100.0 * a.sighted.overall, 100.0 * a.blind)).collect();
         println!(
             "| {seed} | {:.1} (blind {:.1}) | {} |",
-            100.0 * warm_up.sighted,
+            100.0 * warm_up.sighted.overall,
             100.0 * warm_up.blind,
             cells.join(" | ")
         );
         for (gains, accuracy) in gains.iter_mut().zip(found) {
-            gains.push(100.0 * (accuracy.sighted - warm_up.sighted));
+            gains.push(100.0 * (accuracy.sighted.overall - warm_up.sighted.overall));
         }
     }
     let cells: Vec<String> = gains.iter().map(|gains| mean_and_error(gains)).collect();

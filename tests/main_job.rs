@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use firesight_train::task::Picture;
 use firesight_train::{AlgorithmConfig, CreditConfig, Destination, Error, Outcome, Progress, RunConfig, run};
 use firesight_vlm::QwenVl;
 
@@ -16,7 +17,7 @@ fn small() -> RunConfig {
     let mut config = RunConfig::from_file(&root().join("examples/configs/qwen-small.toml")).unwrap();
     config.model = root().join(&config.model);
     config.threads = 2;
-    config.supervised.curriculum = None;
+    config.supervised.stages = vec![Picture::ALL.to_vec()];
     config.supervised.max_steps = 6;
     config.supervised.batch_size = 8;
     config.supervised.micro_batch = 4;

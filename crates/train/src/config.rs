@@ -46,11 +46,11 @@ pub struct Data {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Supervised {
-    /// Optimizer steps at most.
+    /// Optimizer steps at most, all stages together.
     pub max_steps: usize,
-    /// Easier examples to begin with.
-    #[serde(default)]
-    pub curriculum: Option<Curriculum>,
+    /// Kinds of pictures of one stage after the other; a kind listed twice is shown twice as often. A model that can
+    /// read one kind learns the others sooner.
+    pub stages: Vec<Vec<Picture>>,
     /// Examples a step, each new.
     pub batch_size: usize,
     /// Examples in one forward and backward pass.
@@ -59,22 +59,13 @@ pub struct Supervised {
     pub schedule: Schedule,
     /// AdamW's weight decay.
     pub weight_decay: f32,
-    /// Stop once this share of new training examples is answered right.
+    /// A stage ends once this share of new training examples is answered right, twice in a row, for every kind of
+    /// picture in it.
     pub stop_accuracy: f64,
     /// Steps between two looks at that share.
     pub check_every: usize,
     /// Examples of one look.
     pub check_examples: usize,
-}
-
-/// What the supervised phase begins with: a model that can read one kind of picture learns the others sooner.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Curriculum {
-    /// Kinds of pictures, equally likely.
-    pub pictures: Vec<Picture>,
-    /// Steps on them alone.
-    pub steps: usize,
 }
 
 /// The reinforcement phase.
@@ -278,8 +269,8 @@ impl RunConfig {
         if self.data.pictures.is_empty() {
             return fail("data.pictures", "must name at least one kind of picture".into());
         }
-        if supervised.curriculum.as_ref().is_some_and(|curriculum| curriculum.pictures.is_empty()) {
-            return fail("supervised.curriculum.pictures", "must name at least one kind of picture".into());
+        if supervised.stages.is_empty() || supervised.stages.iter().any(Vec::is_empty) {
+            return fail("supervised.stages", "must name at least one kind of picture for every stage".into());
         }
         if reinforcement.group_size < 2 {
             let size = reinforcement.group_size;

@@ -59,6 +59,19 @@ pub enum Error {
     /// The trainer.
     #[error(transparent)]
     Trainer(#[from] firesight_rl::Error),
+    /// An update was refused; what it was to learn from and the policy as it was have been kept.
+    #[error("reinforcement step {step}: the update failed; its batch is in {batch}, the policy before it in {policy}")]
+    Update {
+        /// The step, counted from 1.
+        step: usize,
+        /// File with the prompts, completions and rewards.
+        batch: PathBuf,
+        /// Model directory.
+        policy: PathBuf,
+        /// Which number was not finite, or what else went wrong.
+        #[source]
+        source: firesight_rl::Error,
+    },
     /// The credit assigner.
     #[error(transparent)]
     Kawhi(#[from] firesight_kawhi::Error),

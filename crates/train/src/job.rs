@@ -10,16 +10,16 @@ use firesight_vlm::{ModelConfig, Processor, QwenVl, has_weights};
 use crate::Error;
 use crate::config::RunConfig;
 use crate::device::device;
-use crate::evaluate::{greedy_correct, share};
+use crate::evaluate::{Accuracy, greedy_correct};
 use crate::examples::{Purpose, Question, Questions};
 use crate::policy::VlmPolicy;
 use crate::task::{Charts, Picture};
 
-/// Share of held-out questions answered right.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Accuracy {
+/// How held-out questions are answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeldOutAccuracy {
     /// With the picture.
-    pub sighted: f64,
+    pub sighted: Accuracy,
     /// With a blank picture.
     pub blind: f64,
 }
@@ -33,8 +33,8 @@ pub struct Job {
     processor: Arc<Processor>,
     /// Training examples.
     pub questions: Questions,
-    /// The easier ones that the supervised phase begins with.
-    pub easy_questions: Option<Questions>,
+    /// Training examples of each stage of the supervised phase.
+    pub stages: Vec<Questions>,
 }
 
 /// Examples that training never sees, the same in every run, and the settings they are answered with.
@@ -58,10 +58,9 @@ impl Job {
         let questions = |pictures: &[Picture]| -> Result<Questions, Error> {
             Ok(Questions::new(Charts::new()?.with_pictures(pictures.to_vec())?, processor.clone(), config.seed))
         };
-        let easy_questions =
-            config.supervised.curriculum.as_ref().map(|curriculum| questions(&curriculum.pictures)).transpose()?;
+        let stages = config.supervised.stages.iter().map(|pictures| questions(pictures)).collect::<Result<_, _>>()?;
         let questions = questions(&config.data.pictures)?;
-        Ok(Self { device, model: config.model.clone(), model_config, processor, questions, easy_questions })
+        Ok(Self { device, model: config.model.clone(), model_config, processor, questions, stages })
     }
 
     /// The policy a run starts from: the weights of the model directory, or fresh ones of the run's seed.
@@ -90,20 +89,20 @@ impl Job {
 }
 
 impl HeldOut {
-    /// Share of greedy answers that are right, with the picture.
+    /// Greedy answers, with the picture.
     ///
     /// # Errors
     /// When the model fails.
-    pub fn accuracy(&self, policy: &VlmPolicy) -> Result<f64, Error> {
-        self.share(policy, &self.questions)
+    pub fn accuracy(&self, policy: &VlmPolicy) -> Result<Accuracy, Error> {
+        self.answered(policy, &self.questions)
     }
 
-    /// Share of greedy answers that are right, with the picture and blind.
+    /// Greedy answers, with the picture and blind.
     ///
     /// # Errors
     /// When the model fails.
-    pub fn measure(&self, policy: &VlmPolicy) -> Result<Accuracy, Error> {
-        Ok(Accuracy { sighted: self.accuracy(policy)?, blind: self.share(policy, &self.blanked)? })
+    pub fn measure(&self, policy: &VlmPolicy) -> Result<HeldOutAccuracy, Error> {
+        Ok(HeldOutAccuracy { sighted: self.accuracy(policy)?, blind: self.answered(policy, &self.blanked)?.overall })
     }
 
     /// The questions.
@@ -112,7 +111,8 @@ impl HeldOut {
         &self.questions
     }
 
-    fn share(&self, policy: &VlmPolicy, questions: &[Question]) -> Result<f64, Error> {
-        Ok(share(&greedy_correct(&policy.valid(), questions, self.max_tokens, self.threads)?))
+    fn answered(&self, policy: &VlmPolicy, questions: &[Question]) -> Result<Accuracy, Error> {
+        let correct = greedy_correct(&policy.valid(), questions, self.max_tokens, self.threads)?;
+        Ok(Accuracy::of(questions, &correct))
     }
 }

@@ -17,12 +17,12 @@ mod schedule;
 mod supervised;
 pub mod task;
 
-pub use config::{AlgorithmConfig, CreditConfig, Curriculum, Data, Evaluation, Reinforcement, RunConfig, Supervised};
+pub use config::{AlgorithmConfig, CreditConfig, Data, Evaluation, Reinforcement, RunConfig, Supervised};
 pub use device::device;
 pub use error::Error;
-pub use evaluate::{greedy_correct, share};
+pub use evaluate::{Accuracy, greedy_correct};
 pub use examples::{ChartTask, Purpose, Question, Questions};
-pub use job::{Accuracy, HeldOut, Job};
+pub use job::{HeldOut, HeldOutAccuracy, Job};
 pub use policy::{VlmPolicy, VlmPrompt};
 pub use progress::{Field, Progress};
 pub use recipe::{Destination, Outcome, run};

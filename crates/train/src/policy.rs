@@ -39,6 +39,12 @@ impl VlmPrompt {
     pub fn new(prompt: Prompt, cell: usize) -> Self {
         Self { prompt: Arc::new(prompt), cell }
     }
+
+    /// Its token ids, image placeholders expanded.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.prompt.input_ids
+    }
 }
 
 impl VisualPrompt for VlmPrompt {

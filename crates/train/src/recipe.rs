@@ -10,7 +10,7 @@ use firesight_vlm::has_weights;
 
 use crate::Error;
 use crate::config::RunConfig;
-use crate::job::{Accuracy, Job};
+use crate::job::{HeldOutAccuracy, Job};
 use crate::policy::VlmPolicy;
 use crate::progress::Progress;
 use crate::reinforcement::reinforcement;
@@ -30,11 +30,11 @@ pub enum Destination {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// Before any training.
-    pub before: Accuracy,
+    pub before: HeldOutAccuracy,
     /// After the supervised phase.
-    pub supervised: Accuracy,
+    pub supervised: HeldOutAccuracy,
     /// After reinforcement learning.
-    pub reinforcement: Accuracy,
+    pub reinforcement: HeldOutAccuracy,
     /// Steps and seconds of the supervised phase.
     pub supervised_cost: (usize, f64),
     /// Steps and seconds of reinforcement learning.
@@ -53,17 +53,22 @@ impl Outcome {
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY);
-        table.set_header(["held-out accuracy", "with picture", "blind", "steps", "seconds"]);
+        let pictures = self.before.sighted.pictures.iter().map(|(picture, _)| picture.name());
+        let header = ["held-out accuracy", "with picture"].into_iter().chain(pictures);
+        table.set_header(header.chain(["blind", "steps", "seconds"]));
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-        let mut row = |name: &str, accuracy: Accuracy, (steps, seconds): (usize, f64)| {
-            let cost =
-                if steps == 0 { [String::new(), String::new()] } else { [steps.to_string(), format!("{seconds:.0}")] };
-            let [steps, seconds] = cost;
-            table.add_row([name.into(), percent(accuracy.sighted), percent(accuracy.blind), steps, seconds]);
+        let mut row = |name: &str, accuracy: &HeldOutAccuracy, cost: Option<(usize, f64)>| {
+            let mut cells = vec![name.to_owned(), percent(accuracy.sighted.overall)];
+            cells.extend(accuracy.sighted.pictures.iter().map(|&(_, share)| percent(share)));
+            cells.push(percent(accuracy.blind));
+            cells.extend(cost.map_or([String::new(), String::new()], |(steps, seconds)| {
+                [steps.to_string(), format!("{seconds:.0}")]
+            }));
+            table.add_row(cells);
         };
-        row("before", self.before, (0, 0.0));
-        row("after warm-up", self.supervised, self.supervised_cost);
-        row("after RL", self.reinforcement, self.reinforcement_cost);
+        row("before", &self.before, None);
+        row("after warm-up", &self.supervised, Some(self.supervised_cost));
+        row("after RL", &self.reinforcement, Some(self.reinforcement_cost));
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -109,26 +114,31 @@ pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progres
     let initial = policy.valid();
     let clock = Instant::now();
     let (policy, supervised_steps) = supervised(policy, config, &job, &mut directory, progress)?;
+    if supervised_steps > 0 {
+        // What the reinforcement phase of another run can start from.
+        directory.save_model("warm-up", &policy, &config.model)?;
+    }
     let supervised_cost = (supervised_steps, clock.elapsed().as_secs_f64());
 
     // Only now, so that training starts at once.
     let held_out = job.held_out(config)?;
     let measure = |policy: &VlmPolicy, phase: &str, step: usize, directory: &mut RunDirectory| {
         let measured = held_out.measure(policy)?;
-        let metrics = [("eval/accuracy".into(), measured.sighted), ("eval/blind_accuracy".into(), measured.blind)];
+        let mut metrics = measured.sighted.metrics("eval/accuracy");
+        metrics.push(("eval/blind_accuracy".into(), measured.blind));
         directory.metrics(phase, step, &metrics)?;
         Ok::<_, Error>(measured)
     };
     let before = measure(&initial, "before", 0, &mut directory)?;
     let after_supervised = measure(&policy, "after_supervised", supervised_steps, &mut directory)?;
-    progress.note(&format!("held-out accuracy after the warm-up: {:.1} %", 100.0 * after_supervised.sighted));
+    progress.note(&format!("held-out accuracy after the warm-up: {:.1} %", 100.0 * after_supervised.sighted.overall));
 
     let clock = Instant::now();
     let policy = reinforcement(policy, config, &job, &held_out, &mut directory, progress)?;
     let reinforcement_cost = (config.reinforcement.steps, clock.elapsed().as_secs_f64());
     let after_reinforcement = measure(&policy, "after_reinforcement", config.reinforcement.steps, &mut directory)?;
 
-    directory.save_model(&policy, &config.model)?;
+    directory.save_model("model", &policy, &config.model)?;
     Ok(Outcome {
         before,
         supervised: after_supervised,

@@ -1,16 +1,19 @@
 //! Learning from the verifiable reward alone.
 
+use std::time::Instant;
+
 use firesight_kawhi::Kawhi;
-use firesight_rl::{CreditAssigner, Options, Sampling, StepReport, Trainer, Uniform};
+use firesight_rl::{CreditAssigner, Error as TrainerError, Group, Options, Sampling, StepReport, Trainer, Uniform};
 
 use crate::Error;
 use crate::config::{CreditConfig, RunConfig};
-use crate::examples::{ChartTask, Purpose};
+use crate::evaluate::Accuracy;
+use crate::examples::{ChartTask, Purpose, Question};
 use crate::job::{HeldOut, Job};
 use crate::policy::{VlmPolicy, VlmPrompt};
 use crate::progress::{Field, Progress};
 use crate::run_directory::RunDirectory;
-use crate::samples::write_samples;
+use crate::samples::{write_batch, write_samples};
 use crate::supervised::optimizer;
 
 /// Prompts that are sampled together. A constant, so that it never decides a result.
@@ -30,6 +33,49 @@ pub fn reinforcement(
     progress: &mut Progress,
 ) -> Result<VlmPolicy, Error> {
     let settings = &config.reinforcement;
+    let mut trainer = trainer(policy, config)?;
+    progress.phase("reinforcement", settings.steps);
+    let mut accuracy = None;
+    for step in 0..settings.steps {
+        let samples = job.questions.batch(Purpose::Reinforcement, step * settings.prompts, settings.prompts)?;
+        let learning_rate = settings.schedule.at(step, settings.steps);
+        let start = Instant::now();
+        let rollout = trainer.rollout(&ChartTask, &samples)?;
+        let update = match trainer.update(&rollout.groups, learning_rate) {
+            Ok(update) => update,
+            Err(source) => {
+                return Err(kept(source, step + 1, &trainer.policy, &samples, &rollout.groups, config, run)?);
+            }
+        };
+        let report = StepReport::new(rollout, update, start.elapsed());
+        let mut metrics = report.metrics.clone();
+        metrics.push(("learning_rate".into(), learning_rate));
+        let rewards: Vec<f64> = report.groups.iter().map(mean_reward).collect();
+        metrics.extend(Accuracy::of(&samples, &rewards).metrics("reward/mean").into_iter().skip(1));
+        metrics.extend(peak_memory().map(|bytes| ("memory/peak_bytes".into(), bytes)));
+        let evaluate = config.evaluation.every > 0 && (step + 1) % config.evaluation.every == 0;
+        if evaluate && step + 1 < settings.steps {
+            let found = held_out.accuracy(&trainer.policy)?;
+            metrics.extend(found.metrics("eval/accuracy"));
+            accuracy = Some(found.overall);
+        }
+        run.metrics("reinforcement", step + 1, &metrics)?;
+        let metric = |name: &str| metrics.iter().find(|(found, _)| found == name).map(|&(_, value)| value);
+        progress.step(&[
+            Field::maybe("reward", metric("reward/mean")),
+            Field::maybe("entropy", metric("entropy/mean")),
+            Field::maybe("accuracy", accuracy),
+        ]);
+        if step == 0 || step + 1 == settings.steps {
+            write_samples(run, step + 1, &samples, &report, config.evaluation.samples)?;
+        }
+    }
+    progress.finish();
+    Ok(trainer.policy)
+}
+
+fn trainer(policy: VlmPolicy, config: &RunConfig) -> Result<Trainer<VlmPolicy>, Error> {
+    let settings = &config.reinforcement;
     let options = Options {
         group_size: settings.group_size,
         sampling: Sampling {
@@ -47,34 +93,23 @@ pub fn reinforcement(
     };
     let credit = credit(&settings.credit, &policy)?;
     let algorithm = settings.algorithm.algorithm(settings.max_tokens);
-    let mut trainer = Trainer::new(policy, optimizer(settings.weight_decay), algorithm, credit, options)?;
-    progress.phase("reinforcement", settings.steps);
-    let mut accuracy = None;
-    for step in 0..settings.steps {
-        let samples = job.questions.batch(Purpose::Reinforcement, step * settings.prompts, settings.prompts)?;
-        let learning_rate = settings.schedule.at(step, settings.steps);
-        let report = trainer.step(&ChartTask, &samples, learning_rate)?;
-        let mut metrics = report.metrics.clone();
-        metrics.push(("learning_rate".into(), learning_rate));
-        metrics.extend(peak_memory().map(|bytes| ("memory/peak_bytes".into(), bytes)));
-        let evaluate = config.evaluation.every > 0 && (step + 1) % config.evaluation.every == 0;
-        if evaluate && step + 1 < settings.steps {
-            accuracy = Some(held_out.accuracy(&trainer.policy)?);
-            metrics.extend(accuracy.map(|accuracy| ("eval/accuracy".into(), accuracy)));
-        }
-        run.metrics("reinforcement", step + 1, &metrics)?;
-        let metric = |name: &str| metrics.iter().find(|(found, _)| found == name).map(|&(_, value)| value);
-        progress.step(&[
-            Field::maybe("reward", metric("reward/mean")),
-            Field::maybe("entropy", metric("entropy/mean")),
-            Field::maybe("accuracy", accuracy),
-        ]);
-        if step == 0 || step + 1 == settings.steps {
-            write_samples(run, step + 1, &samples, &report, config.evaluation.samples)?;
-        }
-    }
-    progress.finish();
-    Ok(trainer.policy)
+    Ok(Trainer::new(policy, optimizer(settings.weight_decay), algorithm, credit, options)?)
+}
+
+/// Writes what an update failed on, and the policy as it was, so that nothing learnt so far is lost; returns the error
+/// that says where.
+fn kept(
+    source: TrainerError,
+    step: usize,
+    policy: &VlmPolicy,
+    samples: &[Question],
+    groups: &[Group<VlmPrompt>],
+    config: &RunConfig,
+    run: &RunDirectory,
+) -> Result<Error, Error> {
+    let batch = write_batch(run, step, samples, groups)?;
+    let policy = run.save_model("model-before-failure", policy, &config.model)?;
+    Ok(Error::Update { step, batch, policy, source })
 }
 
 fn credit(config: &CreditConfig, policy: &VlmPolicy) -> Result<Box<dyn CreditAssigner<VlmPrompt> + Send>, Error> {
@@ -89,6 +124,10 @@ fn credit(config: &CreditConfig, policy: &VlmPolicy) -> Result<Box<dyn CreditAss
     })
 }
 
+fn mean_reward(group: &Group<VlmPrompt>) -> f64 {
+    group.rewards.iter().map(|reward| f64::from(reward.total)).sum::<f64>() / group.rewards.len() as f64
+}
+
 /// Largest resident memory of the process so far, where the operating system tells.
 fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -99,3 +138,40 @@ fn peak_memory() -> Option<f64> {
 
 /// What [`write_samples`] gets of a step.
 pub(crate) type Report = StepReport<VlmPrompt>;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_failed_update_leaves_its_batch_and_the_policy_before_it() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();
+        config.model = root.join(&config.model);
+        config.reinforcement.group_size = 2;
+        let scratch = tempfile::tempdir().unwrap();
+        let run = RunDirectory::create(&scratch.path().join("run"), &config).unwrap();
+        let job = Job::new(&config).unwrap();
+        let mut trainer = trainer(job.policy(0).unwrap(), &config).unwrap();
+        let samples = job.questions.batch(Purpose::Reinforcement, 0, 2).unwrap();
+        let mut groups = trainer.rollout(&ChartTask, &samples).unwrap().groups;
+        groups[1].rewards[0].total = f32::NAN;
+        let source = trainer.update(&groups, 1e-3).unwrap_err();
+
+        let error = kept(source, 12, &trainer.policy, &samples, &groups, &config, &run).unwrap();
+        let Error::Update { step: 12, batch, policy, source } = error else { panic!("{error}") };
+        assert!(matches!(source, TrainerError::NonFiniteReward { group: 1, completion: 0 }), "{source}");
+        let text = std::fs::read_to_string(batch).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[1]["completions"][0]["reward"], "NaN");
+        let tokens = serde_json::to_value(&groups[1].completions[0].tokens).unwrap();
+        assert_eq!(lines[1]["completions"][0]["tokens"], tokens);
+        assert!(run.path().join(lines[0]["image"].as_str().unwrap()).is_file());
+        firesight_vlm::QwenVl::from_dir(&policy, &burn::tensor::Device::flex()).unwrap();
+    }
+}

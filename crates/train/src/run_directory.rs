@@ -93,22 +93,23 @@ impl RunDirectory {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write(&self, name: &str, contents: &[u8]) -> Result<(), Error> {
+    pub fn write(&self, name: &str, contents: &[u8]) -> Result<PathBuf, Error> {
         let path = self.path.join(name);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.into(), source })?;
         }
-        write_atomically(&path, contents)
+        write_atomically(&path, contents)?;
+        Ok(path)
     }
 
-    /// Writes the model as a Hugging Face directory: its weights, and the files it came with.
+    /// Writes a model as the Hugging Face directory `name` of the run: its weights, and the files it came with.
     ///
     /// # Errors
     /// When a file cannot be read or written.
-    pub fn save_model(&self, policy: &VlmPolicy, origin: &Path) -> Result<PathBuf, Error> {
-        let target = self.path.join("model");
+    pub fn save_model(&self, name: &str, policy: &VlmPolicy, origin: &Path) -> Result<PathBuf, Error> {
+        let target = self.path.join(name);
         let io = |source| Error::Io { path: target.clone(), source };
-        let temporary = self.path.join("model.partial");
+        let temporary = self.path.join(format!("{name}.partial"));
         fs::create_dir_all(&temporary).map_err(io)?;
         for name in MODEL_FILES {
             let file = origin.join(name);

@@ -9,7 +9,7 @@ use firesight_rl::{
 
 use crate::Error;
 use crate::config::RunConfig;
-use crate::evaluate::{greedy_correct, share};
+use crate::evaluate::{Accuracy, greedy_correct};
 use crate::examples::{Purpose, Question};
 use crate::job::Job;
 use crate::policy::{VlmPolicy, VlmPrompt};
@@ -24,8 +24,8 @@ pub(crate) fn optimizer(weight_decay: f32) -> ModuleOptimizer {
     AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(weight_decay).init()
 }
 
-/// Trains on worked answers of new examples until [`crate::config::Supervised::stop_accuracy`] is reached on training
-/// data. Returns the policy and the steps taken.
+/// Trains on worked answers of new examples, stage by stage, until [`crate::config::Supervised::stop_accuracy`] is
+/// reached for every kind of picture of the last one. Returns the policy and the steps taken.
 ///
 /// # Errors
 /// When a worked answer is longer than a completion may be, or the model fails.
@@ -40,10 +40,9 @@ pub fn supervised(
     let mut optimizer = optimizer(settings.weight_decay);
     progress.phase("supervised", settings.max_steps);
     let mut accuracy = None;
-    let mut step = 0;
-    while step < settings.max_steps {
-        let easy_steps = settings.curriculum.as_ref().map_or(0, |curriculum| curriculum.steps);
-        let questions = job.easy_questions.as_ref().filter(|_| step < easy_steps).unwrap_or(&job.questions);
+    let (mut step, mut stage) = (0, 0);
+    let mut passed = false;
+    while let Some(questions) = job.stages.get(stage).filter(|_| step < settings.max_steps) {
         let batch = questions.batch(Purpose::Supervised, step * settings.batch_size, settings.batch_size)?;
         let learning_rate = settings.schedule.at(step, settings.max_steps);
         let (loss, norm);
@@ -51,18 +50,23 @@ pub fn supervised(
         step += 1;
         let mut metrics =
             vec![("loss/supervised".into(), loss), ("grad/norm".into(), norm), ("learning_rate".into(), learning_rate)];
-        if step >= easy_steps && step % settings.check_every == 0 {
+        if step % settings.check_every == 0 {
             let first = step / settings.check_every * settings.check_examples;
-            let check = job.questions.batch(Purpose::Check, first, settings.check_examples)?;
+            let check = questions.batch(Purpose::Check, first, settings.check_examples)?;
             let correct = greedy_correct(&policy.valid(), &check, config.reinforcement.max_tokens, config.threads)?;
-            accuracy = Some(share(&correct));
-            metrics.extend(accuracy.map(|accuracy| ("train/accuracy".into(), accuracy)));
+            let found = Accuracy::of(&check, &correct);
+            metrics.extend(found.metrics("train/accuracy"));
+            // A kind of picture that it could not read at all would later earn no reward to learn from.
+            let passes = found.pictures.iter().all(|&(_, accuracy)| accuracy >= settings.stop_accuracy);
+            // Twice in a row: one look at a few examples can be luck.
+            if passes && passed {
+                stage += 1;
+            }
+            passed = passes && !passed;
+            accuracy = Some(found.overall);
         }
         run.metrics("supervised", step, &metrics)?;
         progress.step(&[Field::new("loss", loss), Field::maybe("accuracy", accuracy)]);
-        if accuracy.is_some_and(|accuracy| accuracy >= settings.stop_accuracy) {
-            break;
-        }
     }
     progress.finish();
     Ok((policy, step))

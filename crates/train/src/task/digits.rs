@@ -5,6 +5,7 @@ use std::io::Read;
 use flate2::read::GzDecoder;
 use image::imageops::replace;
 use image::{GrayImage, RgbImage};
+use plotters::style::RGBColor;
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -125,7 +126,9 @@ pub(super) fn draw(reading: &Reading, glyphs: &[&Glyph; ITEMS], random: &mut Cha
     const BOTTOM: i32 = 168;
 
     let mut sheet = Sheet::new(&reading.title, random)?;
-    let ink = sheet.ink(random);
+    // A pen's ink is dark.
+    let [red, green, blue] = [(); 3].map(|()| random.random_range(0..=90));
+    let ink = RGBColor(red, green, blue);
     let strength = random.random_range(190..=255_u32);
     if random.random_bool(0.5) {
         let colour = sheet.shade(40);
@@ -136,10 +139,10 @@ pub(super) fn draw(reading: &Reading, glyphs: &[&Glyph; ITEMS], random: &mut Cha
     }
     for (cell, (glyph, letter)) in glyphs.iter().zip(LETTERS).enumerate() {
         let start = cell as i32 * CELL;
-        let pixel = random.random_range(10.0..12.0_f32);
+        let pixel = random.random_range(10.5..11.5_f32);
         let size = |pixels: u32| (pixel * pixels as f32) as i32;
         let left = start + random.random_range(0..=CELL - size(SIDE)) - size(MARGIN);
-        let top = random.random_range(TOP..=BOTTOM - size(SIDE)) - size(MARGIN);
+        let top = (TOP + BOTTOM - size(SIDE)) / 2 + random.random_range(-6..=6) - size(MARGIN);
         let side = size(SIDE + 2 * MARGIN) as u32;
         for (y, row) in (0..).zip(glyph.enlarged(side).chunks_exact(side as usize)) {
             for (x, &grey) in (0..).zip(row) {

@@ -71,6 +71,16 @@ pub enum Picture {
 impl Picture {
     /// Every kind of picture.
     pub const ALL: [Self; 3] = [Self::Bars, Self::Line, Self::Digits];
+
+    /// The name in configurations and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bars => "bars",
+            Self::Line => "line",
+            Self::Digits => "digits",
+        }
+    }
 }
 
 /// One picture, one question, and what a correct completion looks like.

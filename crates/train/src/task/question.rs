@@ -25,6 +25,18 @@ pub enum Question {
 impl Question {
     /// Every kind of question.
     pub const ALL: [Self; 5] = [Self::Value, Self::Highest, Self::Lowest, Self::Difference, Self::Sum];
+
+    /// The name in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Value => "value",
+            Self::Highest => "highest",
+            Self::Lowest => "lowest",
+            Self::Difference => "difference",
+            Self::Sum => "sum",
+        }
+    }
 }
 
 /// A question with its answer.
