@@ -73,8 +73,8 @@ impl VlmPolicy {
         let tokenizer = processor.tokenizer();
         let stop_tokens = vec![model.config().text_config.eos_token_id];
         let padding = tokenizer.token_id("<|endoftext|>").filter(|id| !stop_tokens.contains(id));
-        let beyond = tokenizer.vocab_size() as u32..vocabulary;
-        let mask = model.token_mask(padding.into_iter().chain(beyond))?;
+        let without_token = (0..vocabulary).filter(|&id| !tokenizer.has_token(id));
+        let mask = model.token_mask(padding.into_iter().chain(without_token))?;
         Ok(Self { model, speech: Arc::new(Speech { processor, mask, stop_tokens }) })
     }
 

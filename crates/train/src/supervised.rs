@@ -69,6 +69,13 @@ pub fn supervised(
         progress.step(&[Field::new("loss", loss), Field::maybe("accuracy", accuracy)]);
     }
     progress.finish();
+    if settings.max_steps > 0 && stage < job.stages.len() {
+        progress.note(&format!(
+            "the warm-up ended at its {step} steps in stage {} of {}, before stop_accuracy was reached",
+            stage + 1,
+            job.stages.len()
+        ));
+    }
     Ok((policy, step))
 }
 

@@ -1,4 +1,17 @@
-//! Qwen-VL models on burn: preprocessing, forward pass, weights, generation.
+//! Qwen3-VL on burn: from a model directory in Hugging Face layout to log-probabilities, gradients and completions.
+//!
+//! In reading order:
+//!
+//! 1. [`ModelConfig`], [`Processor`] and [`QwenVl::from_dir`] read the directory: `config.json`, the tokenizer, the chat
+//!    template, the image settings, the safetensors weights. [`QwenVl::new`] makes fresh weights instead.
+//! 2. [`ImageProcessor`] turns a picture into patches ([`smart_resize`], bicubic with antialiasing, normalised), and
+//!    [`Processor::prompt`] a conversation into token ids with the image placeholders written out.
+//! 3. [`QwenVl::score`] gives the log-probability and entropy of every completion token, with gradients on an autodiff
+//!    device, and on request the last layer's queries and keys ([`LastAttention`]).
+//! 4. [`QwenVl::generate`] draws completions with a cache of keys and values. A prompt runs once for all of its
+//!    completions, in scoring too.
+//!
+//! Names of parameters are the published ones ([`published_names`]); [`QwenVl::save_weights`] writes them back.
 
 mod chat;
 mod config;

@@ -64,6 +64,12 @@ impl Tokenizer {
         self.inner.token_to_id(name)
     }
 
+    /// Whether any token has this id.
+    #[must_use]
+    pub fn has_token(&self, id: u32) -> bool {
+        self.inner.id_to_token(id).is_some()
+    }
+
     /// Number of tokens, added ones included. The model's embedding table may have more rows.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
