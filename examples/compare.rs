@@ -87,14 +87,8 @@ fn main() -> anyhow::Result<()> {
             workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
         })?;
         let found: Vec<HeldOutAccuracy> = found.into_inner()?.into_iter().flatten().collect();
-        let cells: Vec<String> =
-            found.iter().map(|a| format!("{:.1} (blind {:.1})", 100.0 * a.sighted.overall, 100.0 * a.blind)).collect();
-        println!(
-            "| {seed} | {:.1} (blind {:.1}) | {} |",
-            100.0 * warm_up.sighted.overall,
-            100.0 * warm_up.blind,
-            cells.join(" | ")
-        );
+        let cells: Vec<String> = std::iter::once(&warm_up).chain(&found).map(cell).collect();
+        println!("| {seed} | {} |", cells.join(" | "));
         for (gains, accuracy) in gains.iter_mut().zip(found) {
             gains.push(100.0 * (accuracy.sighted.overall - warm_up.sighted.overall));
         }
@@ -102,6 +96,10 @@ fn main() -> anyhow::Result<()> {
     let cells: Vec<String> = gains.iter().map(|gains| mean_and_error(gains)).collect();
     println!("| gain, mean ± s.e. | | {} |", cells.join(" | "));
     Ok(())
+}
+
+fn cell(accuracy: &HeldOutAccuracy) -> String {
+    format!("{:.1} (blind {:.1})", 100.0 * accuracy.sighted.overall, 100.0 * accuracy.blind)
 }
 
 fn mean_and_error(values: &[f64]) -> String {

@@ -55,8 +55,9 @@ impl Job {
         let device = device(&config.device)?;
         let model_config = ModelConfig::from_dir(&config.model)?;
         let processor = Arc::new(Processor::from_dir(&config.model)?);
+        let charts = Charts::new()?;
         let questions = |pictures: &[Picture]| -> Result<Questions, Error> {
-            Ok(Questions::new(Charts::new()?.with_pictures(pictures.to_vec())?, processor.clone(), config.seed))
+            Ok(Questions::new(charts.clone().with_pictures(pictures.to_vec())?, processor.clone(), config.seed))
         };
         let stages = config.supervised.stages.iter().map(|pictures| questions(pictures)).collect::<Result<_, _>>()?;
         let questions = questions(&config.data.pictures)?;

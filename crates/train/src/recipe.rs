@@ -116,7 +116,7 @@ pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progres
     let (policy, supervised_steps) = supervised(policy, config, &job, &mut directory, progress)?;
     if supervised_steps > 0 {
         // What the reinforcement phase of another run can start from.
-        directory.save_model("warm-up", &policy, &config.model)?;
+        directory.save_model("warm-up", &policy)?;
     }
     let supervised_cost = (supervised_steps, clock.elapsed().as_secs_f64());
 
@@ -138,7 +138,7 @@ pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progres
     let reinforcement_cost = (config.reinforcement.steps, clock.elapsed().as_secs_f64());
     let after_reinforcement = measure(&policy, "after_reinforcement", config.reinforcement.steps, &mut directory)?;
 
-    directory.save_model("model", &policy, &config.model)?;
+    directory.save_model("model", &policy)?;
     Ok(Outcome {
         before,
         supervised: after_supervised,

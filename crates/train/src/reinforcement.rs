@@ -44,13 +44,14 @@ pub fn reinforcement(
         let update = match trainer.update(&rollout.groups, learning_rate) {
             Ok(update) => update,
             Err(source) => {
-                return Err(kept(source, step + 1, &trainer.policy, &samples, &rollout.groups, config, run)?);
+                return Err(keep_failed_update(source, step + 1, &trainer.policy, &samples, &rollout.groups, run)?);
             }
         };
         let report = StepReport::new(rollout, update, start.elapsed());
         let mut metrics = report.metrics.clone();
         metrics.push(("learning_rate".into(), learning_rate));
         let rewards: Vec<f64> = report.groups.iter().map(mean_reward).collect();
+        // The overall mean comes first, and the trainer reports that already.
         metrics.extend(Accuracy::of(&samples, &rewards).metrics("reward/mean").into_iter().skip(1));
         metrics.extend(peak_memory().map(|bytes| ("memory/peak_bytes".into(), bytes)));
         let evaluate = config.evaluation.every > 0 && (step + 1) % config.evaluation.every == 0;
@@ -98,17 +99,16 @@ fn trainer(policy: VlmPolicy, config: &RunConfig) -> Result<Trainer<VlmPolicy>, 
 
 /// Writes what an update failed on, and the policy as it was, so that nothing learnt so far is lost; returns the error
 /// that says where.
-fn kept(
+fn keep_failed_update(
     source: TrainerError,
     step: usize,
     policy: &VlmPolicy,
     samples: &[Question],
     groups: &[Group<VlmPrompt>],
-    config: &RunConfig,
     run: &RunDirectory,
 ) -> Result<Error, Error> {
     let batch = write_batch(run, step, samples, groups)?;
-    let policy = run.save_model("model-before-failure", policy, &config.model)?;
+    let policy = run.save_model("model-before-failure", policy)?;
     Ok(Error::Update { step, batch, policy, source })
 }
 
@@ -162,7 +162,7 @@ mod tests {
         groups[1].rewards[0].total = f32::NAN;
         let source = trainer.update(&groups, 1e-3).unwrap_err();
 
-        let error = kept(source, 12, &trainer.policy, &samples, &groups, &config, &run).unwrap();
+        let error = keep_failed_update(source, 12, &trainer.policy, &samples, &groups, &run).unwrap();
         let Error::Update { step: 12, batch, policy, source } = error else { panic!("{error}") };
         assert!(matches!(source, TrainerError::NonFiniteReward { group: 1, completion: 0 }), "{source}");
         let text = std::fs::read_to_string(batch).unwrap();

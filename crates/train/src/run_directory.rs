@@ -30,6 +30,8 @@ const MODEL_FILES: [&str; 11] = [
 pub struct RunDirectory {
     path: PathBuf,
     metrics: File,
+    /// The model directory that the run starts from.
+    origin: PathBuf,
 }
 
 impl RunDirectory {
@@ -51,7 +53,7 @@ impl RunDirectory {
         })?;
         let header = format!("# Resolved configuration of a run of firesight {}.\n", env!("CARGO_PKG_VERSION"));
         write_atomically(&path.join("config.toml"), (header + &config.to_toml()).as_bytes())?;
-        Ok(Self { path: path.into(), metrics: file })
+        Ok(Self { path: path.into(), metrics: file, origin: config.model.clone() })
     }
 
     /// Takes the first of `parent/name`, `parent/name-2`, `parent/name-3`... that is free.
@@ -102,17 +104,18 @@ impl RunDirectory {
         Ok(path)
     }
 
-    /// Writes a model as the Hugging Face directory `name` of the run: its weights, and the files it came with.
+    /// Writes a model as the Hugging Face directory `name` of the run: its weights, and the files that the
+    /// run's model came with.
     ///
     /// # Errors
     /// When a file cannot be read or written.
-    pub fn save_model(&self, name: &str, policy: &VlmPolicy, origin: &Path) -> Result<PathBuf, Error> {
+    pub fn save_model(&self, name: &str, policy: &VlmPolicy) -> Result<PathBuf, Error> {
         let target = self.path.join(name);
         let io = |source| Error::Io { path: target.clone(), source };
         let temporary = self.path.join(format!("{name}.partial"));
         fs::create_dir_all(&temporary).map_err(io)?;
         for name in MODEL_FILES {
-            let file = origin.join(name);
+            let file = self.origin.join(name);
             if file.is_file() {
                 fs::copy(&file, temporary.join(name)).map_err(|source| Error::Io { path: file, source })?;
             }

@@ -60,9 +60,10 @@ pub fn supervised(
             let passes = found.pictures.iter().all(|&(_, accuracy)| accuracy >= settings.stop_accuracy);
             // Twice in a row: one look at a few examples can be luck.
             if passes && passed {
-                stage += 1;
+                (stage, passed) = (stage + 1, false);
+            } else {
+                passed = passes;
             }
-            passed = passes && !passed;
             accuracy = Some(found.overall);
         }
         run.metrics("supervised", step, &metrics)?;

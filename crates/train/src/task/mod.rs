@@ -24,6 +24,8 @@ mod question;
 mod sheet;
 mod tables;
 
+use std::sync::Arc;
+
 use image::RgbImage;
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
@@ -143,11 +145,11 @@ pub enum Error {
     NoPictures,
 }
 
-/// An endless, reproducible supply of [`Example`]s.
-#[derive(Debug)]
+/// An endless, reproducible supply of [`Example`]s. Clones share the embedded data.
+#[derive(Debug, Clone)]
 pub struct Charts {
-    tables: Tables,
-    digits: Digits,
+    tables: Arc<Tables>,
+    digits: Arc<Digits>,
     pictures: Vec<Picture>,
 }
 
@@ -158,7 +160,11 @@ impl Charts {
     /// When embedded data is damaged.
     pub fn new() -> Result<Self, Error> {
         sheet::register_font()?;
-        Ok(Self { tables: Tables::read()?, digits: Digits::read()?, pictures: Picture::ALL.to_vec() })
+        Ok(Self {
+            tables: Arc::new(Tables::read()?),
+            digits: Arc::new(Digits::read()?),
+            pictures: Picture::ALL.to_vec(),
+        })
     }
 
     /// Restricts the examples to `pictures`, drawn equally often; a kind listed twice is drawn twice as often.
