@@ -1,5 +1,5 @@
 //! The models held against transformers: vision features, logits, log-probabilities, gradients, optimizer steps,
-//! greedy tokens, for every case of every model directory in the oracle that this release supports.
+//! greedy tokens, for every case of every model directory in the oracle.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -11,10 +11,12 @@ use std::sync::Arc;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use firesight_rl::{Aggregation, Clip, KlPenalty, Loss, LossInput, RatioLevel, Sapo, Surrogate, clip_global_norm};
-use firesight_vlm::{Generation, Grid, ProcessedImage, Prompt, QwenVl, Scored, TokenMask, published_names};
-use support::{Tensors, relative_error};
+use firesight_vlm::{
+    Generation, Grid, ProcessedImage, Prompt, QwenVl, Sampling, SaveOptions, Scored, TokenMask, parameters,
+};
+use support::{Tensors, oracle_dir, relative_error};
 
 /// What float32 explains for sums in another order.
 const TOLERANCE: f64 = 1e-4;
@@ -27,23 +29,12 @@ struct Case {
     summary: serde_json::Value,
 }
 
-/// Model directories of a supported kind, with their cases.
+/// Model directories with their cases. A directory without any is for reading weights only.
 fn models() -> Vec<(PathBuf, Vec<Case>)> {
-    let dirs = support::case_dirs(&support::oracle_dir().join("models"));
-    assert!(!dirs.is_empty(), "no models in {}", support::oracle_dir().display());
-    let supported: Vec<PathBuf> = dirs
-        .into_iter()
-        .filter(|dir| {
-            let kind = support::json(&dir.join("config.json"))["model_type"].as_str().unwrap().to_owned();
-            let supported = kind == "qwen3_vl";
-            if !supported {
-                println!("skipped {}: {kind} is not supported yet", dir.display());
-            }
-            supported
-        })
-        .collect();
-    assert!(!supported.is_empty());
-    supported.into_iter().map(|dir| (dir.clone(), cases(&dir))).collect()
+    let dirs = support::case_dirs(&oracle_dir().join("models"));
+    let with_cases: Vec<PathBuf> = dirs.into_iter().filter(|dir| dir.join("expected").is_dir()).collect();
+    assert!(!with_cases.is_empty(), "no models in {}", oracle_dir().display());
+    with_cases.into_iter().map(|dir| (dir.clone(), cases(&dir))).collect()
 }
 
 fn cases(dir: &Path) -> Vec<Case> {
@@ -58,8 +49,8 @@ fn cases(dir: &Path) -> Vec<Case> {
 
 fn case(dir: &Path, path: &Path) -> Case {
     let tensors = Tensors::read(&path.with_extension("safetensors"));
-    let merge =
-        support::json(&dir.join("config.json"))["vision_config"]["spatial_merge_size"].as_u64().unwrap() as usize;
+    let config = support::json(&dir.join("config.json"));
+    let merge = config["vision_config"]["spatial_merge_size"].as_u64().unwrap_or(1) as usize;
     let mut images = images(&tensors, merge).into_iter();
     let row_values = |ids: &str, mask: &str| -> Vec<Vec<i64>> {
         let (shape, ids) = tensors.i64(ids);
@@ -69,12 +60,12 @@ fn case(dir: &Path, path: &Path) -> Case {
             .map(|(ids, mask)| ids.iter().zip(mask).filter(|(_, mask)| **mask == 1).map(|(id, _)| *id).collect())
             .collect()
     };
-    let image_token = support::json(&dir.join("config.json"))["image_token_id"].as_i64().unwrap();
+    let image_token = config["image_token_id"].as_i64();
     let rows = row_values("prompt_ids", "prompt_mask")
         .into_iter()
         .zip(row_values("completion_ids", "completion_mask"))
         .map(|(prompt, completion)| {
-            let image_spans = runs(&prompt, image_token);
+            let image_spans = image_token.map_or_else(Vec::new, |token| runs(&prompt, token));
             let prompt = Prompt {
                 input_ids: prompt.iter().map(|&id| id as u32).collect(),
                 images: images.by_ref().take(image_spans.len()).collect(),
@@ -152,10 +143,10 @@ fn vision_features() {
         for case in cases.iter().filter(|case| case.tensors.contains("vision.merged")) {
             checked += 1;
             let images: Vec<&ProcessedImage> = case.rows.iter().flat_map(|(prompt, _)| &prompt.images).collect();
-            let features = model.encode_images(&images);
+            let features = model.encode_images(&images).unwrap();
             check(case, "vision.merged", &values(features.tokens), &case.tensors.f32("vision.merged").1);
             let levels = case.tensors.names().filter(|name| name.starts_with("vision.deepstack.")).count();
-            assert!(levels > 0);
+            assert_eq!(levels > 0, model.config().model_type == "qwen3_vl");
             assert_eq!(features.deepstack.len(), levels);
             for (level, found) in features.deepstack.into_iter().enumerate() {
                 let name = format!("vision.deepstack.{level}");
@@ -272,7 +263,7 @@ fn published_layout<const D: usize>(name: &str, tensor: Tensor<D>) -> Tensor<D> 
 }
 
 fn gradients_by_name(model: &QwenVl, gradients: &GradientsParams) -> BTreeMap<String, Vec<f32>> {
-    let names = published_names(model).into_iter().map(|(name, id)| (id, name)).collect();
+    let names = parameters(model).into_iter().map(|parameter| (parameter.id, parameter.name)).collect();
     let mut visitor = ByName { names, gradients, found: BTreeMap::new() };
     model.visit(&mut visitor);
     visitor.found
@@ -318,21 +309,31 @@ fn supervised_gradients() {
     }
 }
 
+/// The case that the oracle's optimizer steps and policy losses are about.
+fn fixed_case(dir: &Path) -> Case {
+    let with_images = dir.join("expected/batch_leftpad.json");
+    case(dir, &if with_images.is_file() { with_images } else { dir.join("expected/batch_text.json") })
+}
+
 /// Weights whose gradient is more than rounding noise. `AdamW` divides a gradient by its own size: where it is a
-/// thousandth of the parameter's largest, the last bits of float32 are a thousandth of it too, and decide how far the
+/// ten-thousandth of the parameter's largest, the last bits of float32 are a hundredth of it, and decide how far the
 /// weight moves. Where it is zero, the weight only decays.
 fn moved_by_reason(gradient: &[f32]) -> Vec<usize> {
     let largest = gradient.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    (0..gradient.len()).filter(|&weight| gradient[weight] == 0.0 || gradient[weight].abs() > 1e-3 * largest).collect()
+    (0..gradient.len()).filter(|&weight| gradient[weight] == 0.0 || gradient[weight].abs() > 1e-4 * largest).collect()
 }
 
 #[test]
 fn adamw_steps() {
     const LEARNING_RATE: f64 = 1e-3;
+    let mut checked = 0;
     for (dir, _) in models() {
-        let expected = Tensors::read(&dir.join("expected/adamw_5steps.safetensors"));
-        // The oracle took these steps on one fixed case.
-        let case = case(&dir, &dir.join("expected/batch_leftpad.json"));
+        let path = dir.join("expected/adamw_5steps.safetensors");
+        if !path.is_file() {
+            continue;
+        }
+        let expected = Tensors::read(&path);
+        let case = fixed_case(&dir);
         let mut model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
         let mut optimizer = AdamWConfig::new().with_beta_2(0.999).with_epsilon(1e-8).with_weight_decay(0.01).init();
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
@@ -349,7 +350,7 @@ fn adamw_steps() {
         }
         check(&case, "AdamW losses", &losses, &expected.f32("losses").1);
         check(&case, "AdamW gradient norms", &norms, &expected.f32("grad_norms_before_clip").1);
-        let names = published_names(&model).into_iter().map(|(name, id)| (id, name)).collect();
+        let names = parameters(&model).into_iter().map(|parameter| (parameter.id, parameter.name)).collect();
         let mut after = Parameters { names, found: BTreeMap::new() };
         model.visit(&mut after);
         let (mut compared, mut all) = (0, 0);
@@ -365,8 +366,10 @@ fn adamw_steps() {
             compared += moved.len();
             all += after.found[parameter].len();
         }
-        assert!(compared * 10 > all * 9, "{}: only {compared} of {all} weights compared", case.name);
+        assert!(compared * 100 > all * 85, "{}: only {compared} of {all} weights compared", case.name);
+        checked += 1;
     }
+    assert!(checked > 0, "no parameter after AdamW steps");
 }
 
 /// Our settings for the options of an end-to-end case; TRL's defaults where an option is not given.
@@ -393,18 +396,26 @@ fn algorithm(options: &serde_json::Value) -> (Loss, Aggregation) {
 /// Policy losses through the whole model, against TRL's loss code through transformers' model.
 #[test]
 fn policy_gradients() {
-    let summaries = support::json(&support::oracle_dir().join("loss/grpo_e2e.json"));
+    let summaries = support::json(&oracle_dir().join("loss/grpo_e2e.json"));
     let mut checked = 0;
     for (dir, _) in models() {
-        let base = case(&dir, &dir.join("expected/batch_leftpad.json"));
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
         let model_name = dir.file_name().unwrap().to_str().unwrap();
-        for (key, summary) in summaries.as_object().unwrap() {
-            let Some(name) = key.strip_prefix(&format!("{model_name}/")) else { continue };
-            let path = dir.join("expected").join(format!("{name}.safetensors"));
-            if !path.is_file() {
-                continue;
-            }
+        let losses: Vec<_> = summaries
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter_map(|(key, summary)| {
+                let name = key.strip_prefix(&format!("{model_name}/"))?;
+                let path = dir.join("expected").join(format!("{name}.safetensors"));
+                path.is_file().then_some((key, summary, path))
+            })
+            .collect();
+        if losses.is_empty() {
+            continue;
+        }
+        let base = fixed_case(&dir);
+        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
+        for (key, summary, path) in losses {
             checked += 1;
             let case = Case {
                 name: key.clone(),
@@ -467,7 +478,7 @@ fn greedy_tokens() {
         for case in &cases {
             let (shape, expected) = case.tensors.i64("greedy_ids");
             let options = Generation {
-                temperature: 0.0,
+                sampling: Sampling::GREEDY,
                 max_new_tokens: shape[1],
                 stop_tokens: &[],
                 mask: &mask,
@@ -487,22 +498,62 @@ fn greedy_tokens() {
     }
 }
 
-/// Writing and reading a model directory changes nothing.
+/// Name, shape and values of everything in the weight files of a directory.
+fn weights(dir: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    files
+        .filter(|file| file.extension().is_some_and(|extension| extension == "safetensors"))
+        .flat_map(|file| {
+            let tensors = Tensors::read(&file);
+            tensors.names().map(|name| (name.to_owned(), tensors.f32(name))).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// Writing and reading a model directory changes nothing, in one file or in shards; 16 bits round.
 #[test]
 fn weights_survive_a_round_trip() {
-    for (dir, cases) in models() {
+    const SHARD: u64 = 100_000;
+    let directories = support::case_dirs(&oracle_dir().join("models"));
+    assert!(!directories.is_empty());
+    for dir in directories {
         let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
-        let copy = tempfile::tempdir().unwrap();
-        std::fs::copy(dir.join("config.json"), copy.path().join("config.json")).unwrap();
-        model.save_weights(copy.path()).unwrap();
-        let published = Tensors::read(&dir.join("model.safetensors"));
-        let written = Tensors::read(&copy.path().join("model.safetensors"));
-        assert_eq!(written.names().collect::<Vec<_>>(), published.names().collect::<Vec<_>>());
-        for name in published.names() {
-            assert_eq!(written.f32(name), published.f32(name), "{name}");
+        let prompt = Prompt { input_ids: vec![1, 2, 3], images: Vec::new(), image_spans: Vec::new() };
+        let published = weights(&dir);
+        let (whole, shards) =
+            (SaveOptions::default(), SaveOptions { max_shard_bytes: SHARD, ..SaveOptions::default() });
+        for (options, rounding) in
+            [(whole, 0.0), (shards, 0.0), (SaveOptions { dtype: FloatDType::BF16, ..shards }, 1.0 / 256.0)]
+        {
+            let parent = tempfile::tempdir().unwrap();
+            let copy = parent.path().join("copy");
+            model.save(&copy, &dir, options).unwrap();
+            let written = weights(&copy);
+            assert_eq!(written.keys().collect::<Vec<_>>(), published.keys().collect::<Vec<_>>());
+            for (name, (shape, values)) in &published {
+                assert_eq!(&written[name].0, shape, "{name}");
+                for (found, expected) in written[name].1.iter().zip(values) {
+                    assert!((found - expected).abs() <= rounding * expected.abs(), "{name}: {found} for {expected}");
+                }
+            }
+            let index = copy.join("model.safetensors.index.json");
+            assert_eq!(index.exists(), options.max_shard_bytes == SHARD);
+            if index.exists() {
+                let index = support::json(&index);
+                let map = index["weight_map"].as_object().unwrap();
+                assert!(map.keys().eq(published.keys()));
+                for file in map.values().map(|file| copy.join(file.as_str().unwrap())) {
+                    let length = std::fs::metadata(&file).unwrap().len();
+                    let single = Tensors::read(&file).names().count() == 1;
+                    assert!(single || length < SHARD + 10_000, "{} has {length} bytes", file.display());
+                }
+            }
+            let again = QwenVl::from_dir(&copy, &Device::flex()).unwrap();
+            let logits = |model: &QwenVl| values(model.prompt_logits(&[&prompt]).unwrap());
+            if rounding == 0.0 {
+                assert_eq!(logits(&again), logits(&model));
+            }
+            assert!(model.save(&copy, &dir, options).is_err(), "a directory was overwritten");
         }
-        let again = QwenVl::from_dir(copy.path(), &Device::flex()).unwrap();
-        let prompts: Vec<&Prompt> = cases[0].rows.iter().map(|(prompt, _)| prompt).collect();
-        assert_eq!(values(model.prompt_logits(&prompts).unwrap()), values(again.prompt_logits(&prompts).unwrap()));
     }
 }

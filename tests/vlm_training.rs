@@ -121,7 +121,7 @@ fn paragraphs_of_a_worked_answer_get_weights_of_their_own() {
         .into_iter()
         .map(|question| {
             let mut tokens = policy.processor().tokenizer().encode(&question.example.worked).unwrap();
-            tokens.push(policy.end_of_turn());
+            tokens.push(policy.processor().eos_token_id());
             let completion = Completion { tokens, ..Completion::default() };
             Group { prompt: question.prompt, completions: vec![completion], rewards: Vec::new() }
         })

@@ -87,7 +87,7 @@ impl Questions {
     fn prompt(&self, image: &RgbImage, question: &str) -> Result<VlmPrompt, Error> {
         let processed = self.processor.image(image)?;
         let message = Message::user(vec![Part::Image, Part::text(question)]);
-        let images = self.processor.image_processor();
+        let images = self.processor.image_processor()?;
         let cell = images.patch_size() * images.merge_size();
         Ok(VlmPrompt::new(self.processor.prompt(&[message], &[processed])?, cell))
     }

@@ -22,7 +22,6 @@ pub struct VlmPolicy {
 struct Speech {
     processor: Arc<Processor>,
     mask: TokenMask,
-    stop_tokens: Vec<u32>,
 }
 
 /// A rendered prompt with its images; clones share them.
@@ -63,25 +62,14 @@ impl VisualPrompt for VlmPrompt {
 }
 
 impl VlmPolicy {
-    /// A policy that stops at its end-of-turn token, and never says a placeholder of an image, padding, or an id that
+    /// A policy that stops where its checkpoint says, and never says a placeholder of an image, padding, or an id that
     /// the tokenizer does not have.
     ///
     /// # Errors
     /// When the tokenizer has ids that the model has no embedding for.
     pub fn new(model: QwenVl, processor: Arc<Processor>) -> Result<Self, firesight_vlm::Error> {
-        let vocabulary = model.config().text_config.vocab_size as u32;
-        let tokenizer = processor.tokenizer();
-        let stop_tokens = vec![model.config().text_config.eos_token_id];
-        let padding = tokenizer.token_id("<|endoftext|>").filter(|id| !stop_tokens.contains(id));
-        let without_token = (0..vocabulary).filter(|&id| !tokenizer.has_token(id));
-        let mask = model.token_mask(padding.into_iter().chain(without_token))?;
-        Ok(Self { model, speech: Arc::new(Speech { processor, mask, stop_tokens }) })
-    }
-
-    /// The token that ends a completion.
-    #[must_use]
-    pub fn end_of_turn(&self) -> u32 {
-        self.speech.stop_tokens[0]
+        let mask = model.token_mask(processor.unspeakable())?;
+        Ok(Self { model, speech: Arc::new(Speech { processor, mask }) })
     }
 
     /// What renders prompts and decodes completions.
@@ -126,9 +114,9 @@ impl Sampler<VlmPrompt> for VlmPolicy {
     ) -> Result<Vec<Vec<Completion>>, Error> {
         let prompts: Vec<&Prompt> = prompts.iter().map(|prompt| &*prompt.prompt).collect();
         let generation = Generation {
-            temperature: sampling.temperature,
+            sampling: firesight_vlm::Sampling::at(sampling.temperature),
             max_new_tokens: sampling.max_tokens,
-            stop_tokens: &self.speech.stop_tokens,
+            stop_tokens: self.speech.processor.stop_tokens(),
             mask: &self.speech.mask,
             seed: sampling.seed,
             first_stream: sampling.first_stream,

@@ -4,26 +4,12 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
+use firesight_vlm::SaveOptions;
 use serde_json::{Map, Value};
 
 use crate::Error;
 use crate::config::RunConfig;
 use crate::policy::VlmPolicy;
-
-/// Files of a model directory that training leaves as they are.
-const MODEL_FILES: [&str; 11] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-];
 
 /// A directory that belongs to one run.
 #[derive(Debug)]
@@ -111,17 +97,7 @@ impl RunDirectory {
     /// When a file cannot be read or written.
     pub fn save_model(&self, name: &str, policy: &VlmPolicy) -> Result<PathBuf, Error> {
         let target = self.path.join(name);
-        let io = |source| Error::Io { path: target.clone(), source };
-        let temporary = self.path.join(format!("{name}.partial"));
-        fs::create_dir_all(&temporary).map_err(io)?;
-        for name in MODEL_FILES {
-            let file = self.origin.join(name);
-            if file.is_file() {
-                fs::copy(&file, temporary.join(name)).map_err(|source| Error::Io { path: file, source })?;
-            }
-        }
-        policy.model.save_weights(&temporary)?;
-        fs::rename(&temporary, &target).map_err(io)?;
+        policy.model.save(&target, &self.origin, SaveOptions::default())?;
         Ok(target)
     }
 }

@@ -119,7 +119,7 @@ fn supervised_step(
 fn target(policy: &VlmPolicy, question: &Question, config: &RunConfig) -> Result<Group<VlmPrompt>, Error> {
     let text = &question.example.worked;
     let mut tokens = policy.processor().tokenizer().encode(text)?;
-    tokens.push(policy.end_of_turn());
+    tokens.push(policy.processor().eos_token_id());
     let limit = config.reinforcement.max_tokens;
     if tokens.len() > limit {
         return Err(Error::TargetLength { text: text.clone(), tokens: tokens.len(), limit });

@@ -39,25 +39,13 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// Parameters of the model that no weight file holds.
-    #[error("{path} lacks {} of the model's parameters: {}", names.len(), names.join(", "))]
-    MissingWeights {
-        /// The file or directory searched.
+    /// Weight files that are not those of the model that the configuration describes.
+    #[error("{path} does not hold the weights of its config.json:{}", lines(problems))]
+    Weights {
+        /// The directory.
         path: PathBuf,
-        /// Hugging Face names of the missing parameters.
-        names: Vec<String>,
-    },
-    /// A parameter on disk has another shape than the configuration says.
-    #[error("{path}: {name} has shape {found:?}, the configuration asks for {expected:?}")]
-    WeightShape {
-        /// The file.
-        path: PathBuf,
-        /// Hugging Face name of the parameter.
-        name: String,
-        /// Shape on disk.
-        found: Vec<usize>,
-        /// Shape the configuration implies.
-        expected: Vec<usize>,
+        /// Everything that is wrong.
+        problems: Vec<WeightProblem>,
     },
     /// An image that does not decode.
     #[error("image {name} does not decode")]
@@ -109,6 +97,12 @@ pub enum Error {
         /// The placeholder.
         token: String,
     },
+    /// Images for a model without a vision tower.
+    #[error("a {model} model has no vision tower, but the prompt has images")]
+    NoVision {
+        /// Its `model_type`.
+        model: String,
+    },
     /// A token id that the model has no embedding for.
     #[error("token id {id} at position {position} is outside the vocabulary of {vocabulary}")]
     TokenOutOfVocabulary {
@@ -139,4 +133,42 @@ pub enum Error {
         /// `max_position_embeddings`.
         context: usize,
     },
+}
+
+/// What is wrong with one parameter of a weight file. Names and shapes are the published ones.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightProblem {
+    /// The configuration asks for it, no file has it.
+    #[error("{name} is missing")]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// A file has it, the configuration has no place for it.
+    #[error("{name} belongs to no part of the model")]
+    Superfluous {
+        /// Its name.
+        name: String,
+    },
+    /// It has another shape than the configuration says.
+    #[error("{name} has shape {found:?}, the configuration asks for {expected:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// Shape on disk.
+        found: Vec<usize>,
+        /// Shape the configuration implies.
+        expected: Vec<usize>,
+    },
+    /// Its bytes are no floats that can be read.
+    #[error("{reason}")]
+    Unreadable {
+        /// Which one, and why.
+        reason: String,
+    },
+}
+
+fn lines(problems: &[WeightProblem]) -> String {
+    problems.iter().fold(String::new(), |lines, problem| format!("{lines}\n  {problem}"))
 }

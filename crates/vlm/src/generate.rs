@@ -1,19 +1,20 @@
 //! Drawing completions: one pass over the prompts, then a token at a time with cached keys and values.
 
 use burn::tensor::{Int, Tensor, TensorData};
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::Error;
 use crate::model::{QwenVl, TokenMask, last_hidden};
 use crate::processor::Prompt;
+use crate::sampling::{Sampler, Sampling};
 use crate::text::CompletionCache;
 
 /// How completions are drawn.
 #[derive(Debug, Clone)]
 pub struct Generation<'a> {
-    /// Softmax temperature; `0` takes the most likely token.
-    pub temperature: f32,
+    /// How each token is chosen.
+    pub sampling: Sampling,
     /// Longest completion, in tokens.
     pub max_new_tokens: usize,
     /// Tokens that end a completion; they are part of it.
@@ -31,7 +32,8 @@ pub struct Generation<'a> {
 pub struct Generated {
     /// Token ids, the stop token included.
     pub tokens: Vec<u32>,
-    /// Log-probability of each token at the temperature it was drawn with; at temperature 0, at temperature 1.
+    /// Log-probability of each token at the temperature it was drawn with (at 1 if that is 0), among all tokens that
+    /// the mask allows: what [`QwenVl::score`] gives, whichever of them the sampling left to choose from.
     pub log_probs: Vec<f32>,
     /// Whether a stop token was drawn.
     pub finished: bool,
@@ -49,6 +51,20 @@ impl QwenVl {
         prompts: &[&Prompt],
         completions: usize,
         options: &Generation<'_>,
+    ) -> Result<Vec<Vec<Generated>>, Error> {
+        self.generate_streaming(prompts, completions, options, |_, _| {})
+    }
+
+    /// Like [`QwenVl::generate`], and calls `on_token` with the number of the completion and each token as it is drawn.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn generate_streaming(
+        &self,
+        prompts: &[&Prompt],
+        completions: usize,
+        options: &Generation<'_>,
+        mut on_token: impl FnMut(usize, u32),
     ) -> Result<Vec<Vec<Generated>>, Error> {
         for (index, prompt) in prompts.iter().enumerate() {
             self.check_length(index, prompt, options.max_new_tokens)?;
@@ -69,17 +85,20 @@ impl QwenVl {
         let device = encoded.states.hidden.device();
         let hidden_size = self.config().text_config.hidden_size;
         let vocabulary = self.config().text_config.vocab_size;
+        let mut sampler = Sampler::new(options.sampling);
         let mut cache = CompletionCache::new(&encoded.states, completions, options.max_new_tokens);
 
         let first = host(self.logits(last_hidden(&encoded)));
         let mut logits: Vec<f32> = first.chunks_exact(vocabulary).flat_map(|row| row.repeat(completions)).collect();
         let mut positions = encoded.next_positions.clone();
         loop {
-            for ((row, completion), stream) in logits.chunks_exact(vocabulary).zip(&mut drawn).zip(&mut streams) {
+            let each = logits.chunks_exact(vocabulary).zip(&mut drawn).zip(&mut streams);
+            for (number, ((row, completion), stream)) in each.enumerate() {
                 if completion.finished {
                     continue;
                 }
-                let (token, log_prob) = draw(row, options, stream);
+                let (token, log_prob) = sampler.draw(row, options.mask, stream);
+                on_token(number, token);
                 completion.tokens.push(token);
                 completion.log_probs.push(log_prob);
                 completion.finished = options.stop_tokens.contains(&token);
@@ -105,28 +124,4 @@ impl QwenVl {
 
 fn host(logits: Tensor<2>) -> Vec<f32> {
     logits.into_data().iter::<f32>().collect()
-}
-
-/// One token and its log-probability over the tokens that the mask allows.
-fn draw(logits: &[f32], options: &Generation<'_>, stream: &mut ChaCha8Rng) -> (u32, f32) {
-    let greedy = options.temperature <= 0.0;
-    let temperature = if greedy { 1.0 } else { f64::from(options.temperature) };
-    let allowed = || logits.iter().enumerate().filter(|&(id, _)| options.mask.allows(id));
-    let (best, highest) =
-        allowed().fold((0, f32::NEG_INFINITY), |best, (id, &logit)| if logit > best.1 { (id, logit) } else { best });
-    let weight = |logit: f32| ((f64::from(logit) - f64::from(highest)) / temperature).exp();
-    let total: f64 = allowed().map(|(_, &logit)| weight(logit)).sum();
-    let token = if greedy {
-        best
-    } else {
-        let mut remaining = stream.random::<f64>() * total;
-        // Rounding can leave a sliver after the last token; the most likely one takes it.
-        allowed()
-            .find(|&(_, &logit)| {
-                remaining -= weight(logit);
-                remaining < 0.0
-            })
-            .map_or(best, |(id, _)| id)
-    };
-    (token as u32, (weight(logits[token]) / total).ln() as f32)
 }

@@ -43,7 +43,7 @@ impl Initializer<'_> {
             [.., table @ ("embed_tokens" | "pos_embed"), "weight"] => {
                 let deviation = match table {
                     "embed_tokens" => self.config.text_config.initializer_range,
-                    _ => self.config.vision_config.initializer_range,
+                    _ => self.config.vision_config.as_ref().map_or(0.0, |vision| vision.initializer_range),
                 };
                 let mut normal = || -> f64 { StandardNormal.sample(&mut stream) };
                 (0..count).map(|_| (deviation * normal()) as f32).collect()

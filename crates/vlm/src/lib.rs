@@ -1,4 +1,4 @@
-//! Qwen3-VL on burn: from a model directory in Hugging Face layout to log-probabilities, gradients and completions.
+//! Qwen3-VL and Qwen2.5-VL on burn: from a model directory in Hugging Face layout to log-probabilities, gradients and completions.
 //!
 //! In reading order:
 //!
@@ -11,7 +11,7 @@
 //! 4. [`QwenVl::generate`] draws completions with a cache of keys and values. A prompt runs once for all of its
 //!    completions, in scoring too.
 //!
-//! Names of parameters are the published ones ([`published_names`]); [`QwenVl::save_weights`] writes them back.
+//! [`parameters`] lists them by their published names; [`QwenVl::save`] writes a directory that transformers loads.
 
 mod chat;
 mod config;
@@ -19,9 +19,11 @@ mod error;
 mod generate;
 mod initialize;
 mod model;
+mod parameters;
 mod preprocess;
 mod processor;
 mod rope;
+mod sampling;
 mod text;
 mod tokenizer;
 mod vision;
@@ -30,16 +32,18 @@ mod weights;
 use std::path::Path;
 
 pub use chat::{ChatTemplate, Content, Message, Part, Role, TemplateVariables};
-pub use config::{ModelConfig, RopeScaling, TextConfig, VisionConfig};
-pub use error::Error;
+pub use config::{ModelConfig, RopeScaling, TextConfig, Tower, VisionConfig};
+pub use error::{Error, WeightProblem};
 pub use generate::{Generated, Generation};
 pub use model::{AttentionPoint, CompletionScores, LastAttention, QwenVl, Scored, TokenMask};
-pub use preprocess::{Grid, ImageProcessor, ProcessedImage, decode_image, read_image, smart_resize};
+pub use parameters::{Component, Parameter, parameters};
+pub use preprocess::{Grid, ImageProcessor, ProcessedImage, decode_image, read_image, read_image_size, smart_resize};
 pub use processor::{Processor, Prompt};
 pub use rope::Position;
+pub use sampling::Sampling;
 pub use tokenizer::Tokenizer;
 pub use vision::VisionFeatures;
-pub use weights::{has_weights, published_names};
+pub use weights::{SaveOptions, has_weights};
 
 /// Reads a JSON file, naming it when something is wrong.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {

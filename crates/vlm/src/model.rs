@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::config::ModelConfig;
 use crate::initialize::initialize;
@@ -27,7 +27,7 @@ pub struct QwenVl {
 
 #[derive(Module, Debug)]
 struct Backbone {
-    visual: VisionTower,
+    visual: Option<VisionTower>,
     language_model: TextModel,
 }
 
@@ -127,7 +127,7 @@ impl QwenVl {
         let text = &config.text_config;
         Self {
             model: Backbone {
-                visual: VisionTower::new(&config.vision_config, device),
+                visual: config.vision_config.as_ref().map(|vision| VisionTower::new(vision, device)),
                 language_model: TextModel::new(text, device),
             },
             lm_head: (!config.tied())
@@ -149,19 +149,21 @@ impl QwenVl {
     /// When an id is outside the vocabulary.
     pub fn token_mask(&self, others: impl IntoIterator<Item = u32>) -> Result<TokenMask, Error> {
         let config = &self.config;
-        let vision =
-            [config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id];
-        TokenMask::new(config.text_config.vocab_size, vision.into_iter().chain(others))
+        TokenMask::new(config.text_config.vocab_size, config.vision_token_ids().chain(others))
     }
 
     /// What the vision tower makes of images; the same images always give the same features.
     ///
     /// # Panics
     /// When `images` is empty.
-    #[must_use]
-    pub fn encode_images(&self, images: &[&ProcessedImage]) -> VisionFeatures {
+    ///
+    /// # Errors
+    /// [`Error::NoVision`] for a model of text alone.
+    pub fn encode_images(&self, images: &[&ProcessedImage]) -> Result<VisionFeatures, Error> {
         assert!(!images.is_empty(), "nothing to encode");
-        self.model.visual.forward(images)
+        let tower =
+            self.model.visual.as_ref().ok_or_else(|| Error::NoVision { model: self.config.model_type.clone() })?;
+        Ok(tower.forward(images))
     }
 
     /// Scores completions behind their prompts. Gradients flow when the model lives on an autodiff device.
@@ -258,12 +260,13 @@ impl QwenVl {
         })
     }
 
-    /// Logits of hidden states `[rows, hidden_size]`: `[rows, vocab_size]`.
+    /// Logits of hidden states `[rows, hidden_size]`: `[rows, vocab_size]`, in float32.
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        match &self.lm_head {
+        let logits = match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => hidden.matmul(self.model.language_model.embed_tokens.weight.val().transpose()),
-        }
+        };
+        logits.cast(DType::F32)
     }
 
     /// Logits of the whole of each prompt, `[prompts, tokens, vocab_size]`, rows right-padded.
@@ -346,7 +349,7 @@ impl QwenVl {
         let mut deepstack = Vec::new();
         let images: Vec<&ProcessedImage> = prompts.iter().flat_map(|prompt| &prompt.images).collect();
         if !images.is_empty() {
-            let features = self.encode_images(&images);
+            let features = self.encode_images(&images)?;
             let rows = count * tokens;
             let index = |values: Vec<i64>| Tensor::<1, Int>::from_data(TensorData::new(values, [rows]), &device);
             // Text rows pick themselves, image rows pick from the features behind them.
@@ -363,7 +366,7 @@ impl QwenVl {
                 .deepstack
                 .into_iter()
                 .map(|level| {
-                    Tensor::cat(vec![Tensor::zeros([1, hidden_size], &device), level], 0)
+                    Tensor::cat(vec![Tensor::zeros([1, hidden_size], (&device, level.dtype())), level], 0)
                         .select(0, visual.clone())
                         .reshape([count, tokens, hidden_size])
                 })
@@ -378,7 +381,7 @@ impl QwenVl {
     /// Text advances by one on all axes; an image stands still in time, spreads its visual tokens over height and
     /// width, and advances by its longer side.
     fn fill_positions(&self, prompt: &Prompt, positions: &mut [Position]) -> u32 {
-        let merge = self.config.vision_config.spatial_merge_size;
+        let merge = self.config.vision_config.as_ref().map_or(1, |vision| vision.spatial_merge_size);
         let mut spans = prompt.image_spans.iter().zip(&prompt.images).peekable();
         let (mut at, mut next) = (0, 0);
         while at < prompt.input_ids.len() {

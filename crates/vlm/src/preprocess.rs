@@ -2,12 +2,14 @@
 //!
 //! The arithmetic is that of `Qwen2VLImageProcessor` of transformers with the torchvision backend, bit for bit.
 
-use std::io::Cursor;
+use std::borrow::Cow;
+use std::io::{BufRead, Cursor, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, RgbImage};
 use serde::Deserialize;
 
@@ -184,6 +186,15 @@ impl ImageProcessor {
         Ok((width, height))
     }
 
+    /// Patches that an image of this size becomes; with [`read_image_size`] known without decoding it.
+    ///
+    /// # Errors
+    /// [`Error::ImageSize`] as for [`smart_resize`].
+    pub fn grid(&self, width: u32, height: u32) -> Result<Grid, Error> {
+        let (width, height) = self.target_size(width, height)?;
+        Ok(Grid { t: 1, h: height as usize / self.patch_size, w: width as usize / self.patch_size })
+    }
+
     /// Resizes, normalises and cuts an image into patches. An image of the target size is not resized.
     ///
     /// # Errors
@@ -192,8 +203,9 @@ impl ImageProcessor {
         let (width, height) = self.target_size(image.width(), image.height())?;
         // Two calls, because one would go vertically first, and the reference goes horizontally first: the rounding to
         // 8 bits in between makes the order visible.
-        let rgb = resize(resize(image.clone(), width, image.height())?, width, height)?;
-        let grid = Grid { t: 1, h: height as usize / self.patch_size, w: width as usize / self.patch_size };
+        let rgb = resize(Cow::Borrowed(image), width, image.height())?;
+        let rgb = resize(rgb, width, height)?.into_owned();
+        let grid = self.grid(image.width(), image.height())?;
         Ok(ProcessedImage { pixel_values: self.patches(&rgb, grid).into(), grid, rgb: Arc::new(rgb) })
     }
 
@@ -262,7 +274,7 @@ pub fn smart_resize(
 }
 
 /// One bicubic pass with antialiasing (a = -0.5), rounded to 8 bits.
-fn resize(image: RgbImage, width: u32, height: u32) -> Result<RgbImage, Error> {
+fn resize(image: Cow<'_, RgbImage>, width: u32, height: u32) -> Result<Cow<'_, RgbImage>, Error> {
     if image.dimensions() == (width, height) {
         return Ok(image);
     }
@@ -273,6 +285,7 @@ fn resize(image: RgbImage, width: u32, height: u32) -> Result<RgbImage, Error> {
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).use_alpha(false);
     Resizer::new().resize(&source, &mut target, Some(&options)).map_err(|error| refuse(error.to_string()))?;
     RgbImage::from_raw(width, height, target.into_vec())
+        .map(Cow::Owned)
         .ok_or_else(|| refuse(format!("cannot be resized to {width}x{height}")))
 }
 
@@ -285,6 +298,27 @@ fn resize(image: RgbImage, width: u32, height: u32) -> Result<RgbImage, Error> {
 pub fn read_image(path: &Path) -> Result<RgbImage, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
     decode_image(&bytes, &path.display().to_string())
+}
+
+/// Size of an image file, `(width, height)` in pixels as [`read_image`] would give it, from its header alone.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be read, [`Error::ImageDecode`] when it has no header of an image.
+pub fn read_image_size(path: &Path) -> Result<(u32, u32), Error> {
+    let reader = ImageReader::open(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    size(reader).map_err(|source| Error::ImageDecode { name: path.display().to_string(), source })
+}
+
+fn size(reader: ImageReader<impl BufRead + Seek>) -> Result<(u32, u32), ImageError> {
+    let mut decoder = reader.with_guessed_format()?.into_decoder()?;
+    let (width, height) = decoder.dimensions();
+    // A camera held upright notes a quarter turn.
+    Ok(match decoder.orientation()? {
+        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH => {
+            (height, width)
+        }
+        _ => (width, height),
+    })
 }
 
 /// Decodes an image of any colour mode into 8-bit RGB.
@@ -391,9 +425,10 @@ mod tests {
         let image = RgbImage::from_fn(40, 40, |x, y| Rgb([if (x * 7 + y * 3) % 5 < 2 { 255 } else { 0 }; 3]));
         let processed = processor(QWEN3_VL).unwrap().process(&image).unwrap();
         assert_eq!(processed.rgb.dimensions(), (32, 32));
-        let expected = resize(resize(image.clone(), 32, 40).unwrap(), 32, 32).unwrap();
+        let expected = resize(resize(Cow::Borrowed(&image), 32, 40).unwrap(), 32, 32).unwrap().into_owned();
         assert_eq!(*processed.rgb, expected);
-        assert_ne!(*processed.rgb, resize(resize(image, 40, 32).unwrap(), 32, 32).unwrap());
+        let vertical_first = resize(resize(Cow::Borrowed(&image), 40, 32).unwrap(), 32, 32).unwrap().into_owned();
+        assert_ne!(*processed.rgb, vertical_first);
     }
 
     #[test]
@@ -477,5 +512,23 @@ mod tests {
         ] {
             assert_eq!(processor(&QWEN3_VL.replace(from, to)).unwrap_err().0, field);
         }
+    }
+
+    #[test]
+    fn a_picture_taken_sideways_is_turned_and_so_is_its_size() {
+        let jpeg = encoded(RgbImage::new(24, 8), ImageFormat::Jpeg);
+        // Right after the marker that starts the file, a note of one entry: orientation (0x0112), a short: 6.
+        let entry = [0x12, 0x01, 3, 0, 1, 0, 0, 0, 6, 0, 0, 0];
+        let note = [&b"Exif\0\0II*\0\x08\0\0\0\x01\0"[..], &entry, &[0; 4]].concat();
+        let segment = [&[0xff, 0xe1, 0, note.len() as u8 + 2][..], &note].concat();
+        let turned = [&jpeg[..2], &segment, &jpeg[2..]].concat();
+        for (bytes, expected) in [(jpeg, (24, 8)), (turned, (8, 24))] {
+            assert_eq!(decode_image(&bytes, "").unwrap().dimensions(), expected);
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), &bytes).unwrap();
+            assert_eq!(read_image_size(file.path()).unwrap(), expected);
+        }
+        let error = read_image_size(Path::new("nowhere.png")).unwrap_err();
+        assert!(matches!(error, Error::Io { .. }), "{error}");
     }
 }

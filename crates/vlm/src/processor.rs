@@ -5,7 +5,11 @@ use std::path::Path;
 
 use image::RgbImage;
 
-use crate::{ChatTemplate, Error, ImageProcessor, Message, ModelConfig, ProcessedImage, TemplateVariables, Tokenizer};
+use crate::sampling::GenerationConfig;
+use crate::{
+    ChatTemplate, Error, ImageProcessor, Message, ModelConfig, ProcessedImage, Sampling, TemplateVariables, Tokenizer,
+    VisionConfig,
+};
 
 /// A prompt as the model reads it.
 #[derive(Debug, Clone)]
@@ -18,16 +22,28 @@ pub struct Prompt {
     pub image_spans: Vec<Range<usize>>,
 }
 
-/// Tokenizer, chat template and image processor of one checkpoint. Clones share all that is large.
+/// Tokenizer, chat template, image processor and generation settings of one checkpoint. Clones share all that is large.
 #[derive(Debug, Clone)]
 pub struct Processor {
+    model_type: String,
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    images: ImageProcessor,
     variables: TemplateVariables,
+    /// `None` for a model of text alone.
+    vision: Option<Vision>,
+    stop_tokens: Vec<u32>,
+    padding: Option<u32>,
+    sampling: Sampling,
+    /// Rows of the embedding table.
+    rows: u32,
+}
+
+/// What turns images into tokens.
+#[derive(Debug, Clone)]
+struct Vision {
+    images: ImageProcessor,
     image: Placeholder,
     video: Placeholder,
-    eos_token_id: u32,
 }
 
 /// A token that stands for pixels.
@@ -49,39 +65,70 @@ impl Placeholder {
     }
 }
 
-impl Processor {
-    /// Reads `config.json`, `tokenizer.json`, the chat template and the image processor's settings.
-    ///
-    /// # Errors
-    /// When a file is missing or damaged, or when they are not of the same model: patch sizes differ, the tokenizer
-    /// has more tokens than the embedding has rows, or lacks the placeholders that `config.json` names.
-    pub fn from_dir(dir: &Path) -> Result<Self, Error> {
-        let config = ModelConfig::from_dir(dir)?;
-        let (tokenizer, images) = (Tokenizer::from_dir(dir)?, ImageProcessor::from_dir(dir)?);
-        let vision = &config.vision_config;
+impl Vision {
+    fn from_dir(dir: &Path, config: &ModelConfig, vision: &VisionConfig, tokenizer: &Tokenizer) -> Result<Self, Error> {
+        let images = ImageProcessor::from_dir(dir)?;
+        let refuse = |field: &str, problem: String| Error::Config {
+            path: dir.join("config.json"),
+            field: field.into(),
+            problem,
+        };
         for (field, found, expected) in [
             ("vision_config.patch_size", vision.patch_size, images.patch_size()),
             ("vision_config.temporal_patch_size", vision.temporal_patch_size, images.temporal_patch_size()),
             ("vision_config.spatial_merge_size", vision.spatial_merge_size, images.merge_size()),
         ] {
             if found != expected {
-                let problem = format!("is {found}, the image processor's is {expected}");
-                return Err(Error::Config { path: dir.join("config.json"), field: field.into(), problem });
+                return Err(refuse(field, format!("is {found}, the image processor's is {expected}")));
             }
         }
+        let placeholder = |field: &str, id: Option<u32>| match id {
+            Some(id) => Placeholder::new(tokenizer, id, field),
+            None => Err(refuse(field, "is missing".into())),
+        };
+        Ok(Self {
+            image: placeholder("image_token_id", config.image_token_id)?,
+            video: placeholder("video_token_id", config.video_token_id)?,
+            images,
+        })
+    }
+}
+
+impl Processor {
+    /// Reads `config.json`, `tokenizer.json`, the chat template, `generation_config.json` where there is one, and for a
+    /// model with a vision tower the image processor's settings.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or when they are not of the same model: patch sizes differ, the tokenizer
+    /// has more tokens than the embedding has rows, or lacks the placeholders that `config.json` names.
+    pub fn from_dir(dir: &Path) -> Result<Self, Error> {
+        let config = ModelConfig::from_dir(dir)?;
+        let tokenizer = Tokenizer::from_dir(dir)?;
         let (tokens, rows) = (tokenizer.vocab_size(), config.text_config.vocab_size);
         if tokens > rows {
             let problem = format!("has {tokens} tokens, the embedding of config.json only {rows} rows");
             return Err(Error::Tokenizer { path: tokenizer.path().into(), problem });
         }
+        let vision = config.vision_config.as_ref();
+        let vision = vision.map(|vision| Vision::from_dir(dir, &config, vision, &tokenizer)).transpose()?;
+        let generation = GenerationConfig::from_dir(dir)?;
+        let mut stop_tokens = vec![config.text_config.eos_token_id];
+        for &id in generation.eos_token_id.as_slice() {
+            if !stop_tokens.contains(&id) {
+                stop_tokens.push(id);
+            }
+        }
         Ok(Self {
-            image: Placeholder::new(&tokenizer, config.image_token_id, "image_token_id")?,
-            video: Placeholder::new(&tokenizer, config.video_token_id, "video_token_id")?,
-            eos_token_id: config.text_config.eos_token_id,
             template: ChatTemplate::from_dir(dir)?,
             variables: TemplateVariables::default(),
+            // Where one token does both, it has to be sampled.
+            padding: generation.pad_token_id.filter(|&id| id != config.text_config.eos_token_id),
+            sampling: generation.sampling(),
+            model_type: config.model_type,
+            rows: rows as u32,
+            stop_tokens,
             tokenizer,
-            images,
+            vision,
         })
     }
 
@@ -103,8 +150,14 @@ impl Processor {
     pub fn prompt(&self, messages: &[Message], images: &[ProcessedImage]) -> Result<Prompt, Error> {
         self.refuse_placeholders(messages)?;
         let text = self.template.render(messages, true, &self.variables)?;
-        let pieces: Vec<&str> = text.split(self.image.text.as_str()).collect();
+        let pieces: Vec<&str> = match &self.vision {
+            Some(vision) => text.split(vision.image.text.as_str()).collect(),
+            None => vec![&text],
+        };
         let placeholders = pieces.len() - 1;
+        if !images.is_empty() {
+            self.vision()?;
+        }
         if placeholders != images.len() {
             return Err(Error::ImageCount { placeholders, images: images.len() });
         }
@@ -112,9 +165,10 @@ impl Processor {
         let mut input_ids = self.tokenizer.encode(pieces[0])?;
         let mut image_spans = Vec::with_capacity(images.len());
         for (image, piece) in images.iter().zip(&pieces[1..]) {
+            let vision = self.vision()?;
             let start = input_ids.len();
-            let end = start + image.grid.visual_tokens(self.images.merge_size());
-            input_ids.resize(end, self.image.id);
+            let end = start + image.grid.visual_tokens(vision.images.merge_size());
+            input_ids.resize(end, vision.image.id);
             input_ids.extend(self.tokenizer.encode(piece)?);
             image_spans.push(start..end);
         }
@@ -123,19 +177,24 @@ impl Processor {
 
     /// The texts are joined first, because templates may join them too.
     fn refuse_placeholders(&self, messages: &[Message]) -> Result<(), Error> {
+        let Some(vision) = &self.vision else { return Ok(()) };
         let text: String = messages.iter().flat_map(Message::texts).collect();
-        match [&self.image, &self.video].into_iter().find(|placeholder| text.contains(&placeholder.text)) {
+        match [&vision.image, &vision.video].into_iter().find(|placeholder| text.contains(&placeholder.text)) {
             Some(placeholder) => Err(Error::PlaceholderInText { token: placeholder.text.clone() }),
             None => Ok(()),
         }
     }
 
+    fn vision(&self) -> Result<&Vision, Error> {
+        self.vision.as_ref().ok_or_else(|| Error::NoVision { model: self.model_type.clone() })
+    }
+
     /// See [`ImageProcessor::process`].
     ///
     /// # Errors
-    /// [`Error::ImageSize`] when the image is empty or too narrow.
+    /// [`Error::ImageSize`] when the image is empty or too narrow, [`Error::NoVision`] for a model of text alone.
     pub fn image(&self, image: &RgbImage) -> Result<ProcessedImage, Error> {
-        self.images.process(image)
+        self.vision()?.images.process(image)
     }
 
     /// The tokenizer.
@@ -145,15 +204,35 @@ impl Processor {
     }
 
     /// The image processor.
-    #[must_use]
-    pub fn image_processor(&self) -> &ImageProcessor {
-        &self.images
+    ///
+    /// # Errors
+    /// [`Error::NoVision`] for a model of text alone.
+    pub fn image_processor(&self) -> Result<&ImageProcessor, Error> {
+        Ok(&self.vision()?.images)
     }
 
     /// The token that ends an answer.
     #[must_use]
     pub fn eos_token_id(&self) -> u32 {
-        self.eos_token_id
+        self.stop_tokens[0]
+    }
+
+    /// Every token that ends an answer: that of `config.json` first, then those of `generation_config.json`.
+    #[must_use]
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.stop_tokens
+    }
+
+    /// Tokens that no answer can hold: padding, and ids of the embedding table that the tokenizer does not have.
+    /// [`QwenVl::token_mask`](crate::QwenVl::token_mask) adds the placeholders of images.
+    pub fn unspeakable(&self) -> impl Iterator<Item = u32> {
+        self.padding.into_iter().chain((0..self.rows).filter(|&id| !self.tokenizer.has_token(id)))
+    }
+
+    /// How `generation_config.json` draws tokens; the most likely one where it does not say.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        self.sampling
     }
 }
 
@@ -271,6 +350,6 @@ mod tests {
             let error = Processor::from_dir(dir.path()).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }
-        assert_eq!(tokenizer::tests::SPECIAL[4], processor().image.text);
+        assert_eq!(tokenizer::tests::SPECIAL[4], processor().vision.unwrap().image.text);
     }
 }

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::TextConfig;
 
-/// Cosines and sines for a set of positions, ready to broadcast over queries and keys.
+/// Cosines and sines for a set of positions in float32, ready to broadcast over queries and keys of any float type.
 #[derive(Debug, Clone)]
 pub(crate) struct Rotary<const D: usize> {
     cos: Tensor<D>,
@@ -31,9 +31,10 @@ impl<const D: usize> Rotary<D> {
     /// Rotates `x`, whose last axis is a head.
     pub(crate) fn apply(&self, x: Tensor<D>) -> Tensor<D> {
         let half = x.dims()[D - 1] / 2;
+        let [cos, sin] = [&self.cos, &self.sin].map(|table| table.clone().cast(x.dtype()));
         let first = x.clone().narrow(D - 1, 0, half);
         let second = x.clone().narrow(D - 1, half, half);
-        x * self.cos.clone() + Tensor::cat(vec![second.neg(), first], D - 1) * self.sin.clone()
+        x * cos + Tensor::cat(vec![second.neg(), first], D - 1) * sin
     }
 }
 
@@ -73,15 +74,18 @@ pub(crate) struct MultimodalRope {
 impl MultimodalRope {
     pub(crate) fn new(config: &TextConfig) -> Self {
         let half = config.head_dim / 2;
-        let [_, height, width] = config.rope_scaling.mrope_section;
-        // Time, height and width take turns until height and width have had their share.
-        let axes = (0..half)
-            .map(|i| match i % 3 {
+        let [time, height, width] = config.rope_scaling.mrope_section;
+        let axes = if config.rope_scaling.mrope_interleaved {
+            // Time, height and width take turns until height and width have had their share.
+            let turn = |i| match i % 3 {
                 1 if i < 3 * height => 1,
                 2 if i < 3 * width => 2,
                 _ => 0,
-            })
-            .collect();
+            };
+            (0..half).map(turn).collect()
+        } else {
+            [vec![0; time], vec![1; height], vec![2; width]].concat()
+        };
         Self {
             inverse_frequencies: inverse_frequencies(config.head_dim, config.rope_theta),
             axes,

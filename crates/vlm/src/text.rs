@@ -5,12 +5,14 @@
 //! Scoring and decoding are the same code; gradients flow through both passes. This is the attention of one long
 //! sequence per completion, computed without repeating the prompt.
 //!
+//! Scores and softmax are computed in float32, everything else in the float type of the weights.
+//!
 //! Field names are those of the published weights.
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
 use crate::config::TextConfig;
 use crate::rope::{MultimodalRope, Position, Rotary};
@@ -43,8 +45,8 @@ struct Attention {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
-    q_norm: RmsNorm,
-    k_norm: RmsNorm,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
     #[module(skip)]
     heads: Heads,
 }
@@ -225,7 +227,8 @@ impl CompletionCache {
             .iter()
             .map(|layer| {
                 let [prompts, heads, _, dim] = layer.key.dims();
-                let empty = || Tensor::zeros([prompts, heads, completions, capacity, dim], &layer.key.device());
+                let options = (&layer.key.device(), layer.key.dtype());
+                let empty = || Tensor::zeros([prompts, heads, completions, capacity, dim], options);
                 KeyValue { key: empty(), value: empty() }
             })
             .collect();
@@ -257,17 +260,21 @@ struct Projected {
 impl DecoderLayer {
     fn new(config: &TextConfig, device: &Device) -> Self {
         let linear = |input, output| LinearConfig::new(input, output).with_bias(false).init(device);
+        let qkv = |heads| {
+            LinearConfig::new(config.hidden_size, heads * config.head_dim).with_bias(config.qkv_bias).init(device)
+        };
+        let qk_norm = || config.qk_norm.then(|| rms_norm(config.head_dim, config, device));
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let heads = Heads { query: config.num_attention_heads, key: config.num_key_value_heads, dim: config.head_dim };
         Self {
             input_layernorm: rms_norm(hidden, config, device),
             self_attn: Attention {
-                q_proj: linear(hidden, heads.query * heads.dim),
-                k_proj: linear(hidden, heads.key * heads.dim),
-                v_proj: linear(hidden, heads.key * heads.dim),
+                q_proj: qkv(heads.query),
+                k_proj: qkv(heads.key),
+                v_proj: qkv(heads.key),
                 o_proj: linear(heads.query * heads.dim, hidden),
-                q_norm: rms_norm(heads.dim, config, device),
-                k_norm: rms_norm(heads.dim, config, device),
+                q_norm: qk_norm(),
+                k_norm: qk_norm(),
                 heads,
             },
             post_attention_layernorm: rms_norm(hidden, config, device),
@@ -292,8 +299,12 @@ impl Attention {
     fn project(&self, x: Tensor<3>, rotary: &Rotary<4>) -> Projected {
         let [rows, tokens, _] = x.dims();
         let heads = |t: Tensor<3>, count| t.reshape([rows, tokens, count, self.heads.dim]);
-        let query = self.q_norm.forward(heads(self.q_proj.forward(x.clone()), self.heads.query));
-        let key = self.k_norm.forward(heads(self.k_proj.forward(x.clone()), self.heads.key));
+        let normed = |norm: &Option<RmsNorm>, x: Tensor<4>| match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        let query = normed(&self.q_norm, heads(self.q_proj.forward(x.clone()), self.heads.query));
+        let key = normed(&self.k_norm, heads(self.k_proj.forward(x.clone()), self.heads.key));
         let value = heads(self.v_proj.forward(x), self.heads.key);
         Projected {
             query_after_rope: rotary.apply(query.clone()).swap_dims(1, 2),
@@ -315,8 +326,10 @@ impl Attention {
         // The query heads of one key head become further rows of one matrix product.
         let query = query.reshape([rows, key_heads, shared * tokens, dim]) * self.scale();
         let scores = query.matmul(own.key.clone().swap_dims(2, 3)).reshape([rows, key_heads, shared, tokens, tokens]);
-        let scores = (scores + mask.clone().unsqueeze()).reshape([rows, key_heads, shared * tokens, tokens]);
+        let scores =
+            (scores.cast(DType::F32) + mask.clone().unsqueeze()).reshape([rows, key_heads, shared * tokens, tokens]);
         softmax(scores, 3)
+            .cast(own.value.dtype())
             .matmul(own.value.clone())
             .reshape([rows, query_heads, tokens, dim])
             .swap_dims(1, 2)
@@ -342,18 +355,18 @@ impl Attention {
 
         // All completions of a prompt are rows of one product with its keys: nothing is repeated.
         let flat = query.clone().reshape([prompts, key_heads, completions * rows, dim]);
-        let mut to_prompt = flat.matmul(prompt.key.clone().swap_dims(2, 3));
+        let mut to_prompt = flat.matmul(prompt.key.clone().swap_dims(2, 3)).cast(DType::F32);
         if let Some(padding) = padding {
             to_prompt = to_prompt + padding.clone();
         }
         let to_prompt = to_prompt.reshape([prompts, key_heads, completions, rows, prompt_tokens]);
-        let mut to_own = query.matmul(own.key.clone().swap_dims(3, 4));
+        let mut to_own = query.matmul(own.key.clone().swap_dims(3, 4)).cast(DType::F32);
         if let Some(mask) = mask {
             to_own = (to_own.reshape([prompts, key_heads, completions * shared, tokens, own_tokens])
                 + mask.clone().unsqueeze())
             .reshape([prompts, key_heads, completions, rows, own_tokens]);
         }
-        let probabilities = softmax(Tensor::cat(vec![to_prompt, to_own], 4), 4);
+        let probabilities = softmax(Tensor::cat(vec![to_prompt, to_own], 4), 4).cast(own.value.dtype());
         let from_prompt = probabilities
             .clone()
             .narrow(4, 0, prompt_tokens)

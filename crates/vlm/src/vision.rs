@@ -1,19 +1,22 @@
-//! Qwen3-VL's vision tower (arXiv 2511.21631): patches, learned positions interpolated to the image's grid, full
-//! attention with two-dimensional rotary embeddings, a merger that makes one visual token of 2x2 patches, and deepstack
-//! features from earlier blocks for the first decoder layers.
+//! The vision towers: patches, blocks of attention with two-dimensional rotary embeddings, and a merger that makes one
+//! visual token of 2x2 patches.
 //!
-//! Field names are those of the published weights.
+//! Qwen3-VL's (arXiv 2511.21631) adds learned positions interpolated to the image's grid, attends to the whole image in
+//! every block, and hands deepstack features from earlier blocks to the first decoder layers. Qwen2.5-VL's (arXiv
+//! 2502.13923) attends within windows in all blocks but a few.
+//!
+//! Field names are those of Qwen3-VL's published weights; `weights.rs` knows where Qwen2.5-VL's differ.
 
 use burn::module::{Initializer, Module, Param};
-use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::activation::{gelu, gelu_approximate, softmax};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::tensor::activation::{gelu, gelu_approximate, silu, softmax};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::config::VisionConfig;
+use crate::config::{Tower, VisionConfig};
 use crate::preprocess::{Grid, ProcessedImage};
 use crate::rope::{Rotary, vision_rotary};
 
-const LAYER_NORM_EPSILON: f64 = 1e-6;
+const NORM_EPSILON: f64 = 1e-6;
 
 /// What the decoder gets of a list of images.
 #[derive(Debug, Clone)]
@@ -28,7 +31,7 @@ pub struct VisionFeatures {
 #[derive(Module, Debug)]
 pub(crate) struct VisionTower {
     patch_embed: PatchEmbed,
-    pos_embed: Embedding,
+    pos_embed: Option<Embedding>,
     blocks: Vec<VisionBlock>,
     merger: PatchMerger,
     deepstack_merger_list: Vec<PatchMerger>,
@@ -46,13 +49,13 @@ struct PatchEmbed {
 struct PatchProjection {
     /// `[hidden_size, channels, frames, height, width]`, the layout of the published weights.
     weight: Param<Tensor<5>>,
-    bias: Param<Tensor<1>>,
+    bias: Option<Param<Tensor<1>>>,
 }
 
 #[derive(Module, Debug)]
 struct VisionBlock {
-    norm1: LayerNorm,
-    norm2: LayerNorm,
+    norm1: Norm,
+    norm2: Norm,
     attn: VisionAttention,
     mlp: VisionMlp,
 }
@@ -66,14 +69,34 @@ struct VisionAttention {
 }
 
 #[derive(Module, Debug)]
-struct VisionMlp {
+enum Norm {
+    Layer(LayerNorm),
+    Rms(RmsNorm),
+}
+
+#[derive(Module, Debug)]
+enum VisionMlp {
+    Gelu(GeluMlp),
+    SwiGlu(SwiGluMlp),
+}
+
+#[derive(Module, Debug)]
+struct GeluMlp {
     linear_fc1: Linear,
     linear_fc2: Linear,
 }
 
 #[derive(Module, Debug)]
+#[allow(clippy::struct_field_names, reason = "the published names")]
+struct SwiGluMlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+#[derive(Module, Debug)]
 struct PatchMerger {
-    norm: LayerNorm,
+    norm: Norm,
     linear_fc1: Linear,
     linear_fc2: Linear,
     /// Deepstack mergers normalise the four merged patches together, the last merger each patch by itself.
@@ -85,21 +108,24 @@ impl VisionTower {
     pub(crate) fn new(config: &VisionConfig, device: &Device) -> Self {
         let patch = [config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size];
         let [channels, frames, height, width] = patch;
+        let (positions, deepstack) = match &config.tower {
+            Tower::Qwen3 { num_position_embeddings, deepstack_visual_indexes } => {
+                (Some(*num_position_embeddings), deepstack_visual_indexes.len())
+            }
+            Tower::Qwen2_5 { .. } => (None, 0),
+        };
         Self {
             patch_embed: PatchEmbed {
                 proj: PatchProjection {
                     weight: Initializer::Zeros.init([config.hidden_size, channels, frames, height, width], device),
-                    bias: Initializer::Zeros.init([config.hidden_size], device),
+                    // Whatever has learned positions has this bias.
+                    bias: positions.map(|_| Initializer::Zeros.init([config.hidden_size], device)),
                 },
             },
-            pos_embed: EmbeddingConfig::new(config.num_position_embeddings, config.hidden_size).init(device),
+            pos_embed: positions.map(|count| EmbeddingConfig::new(count, config.hidden_size).init(device)),
             blocks: (0..config.depth).map(|_| VisionBlock::new(config, device)).collect(),
             merger: PatchMerger::new(config, false, device),
-            deepstack_merger_list: config
-                .deepstack_visual_indexes
-                .iter()
-                .map(|_| PatchMerger::new(config, true, device))
-                .collect(),
+            deepstack_merger_list: (0..deepstack).map(|_| PatchMerger::new(config, true, device)).collect(),
             config: config.clone(),
         }
     }
@@ -144,33 +170,71 @@ impl VisionTower {
     }
 
     fn forward_same_size(&self, images: &[&ProcessedImage], grid: Grid) -> VisionFeatures {
-        let device = self.pos_embed.weight.val().device();
+        let device = self.patch_embed.proj.weight.val().device();
+        let merge = self.config.spatial_merge_size;
         let patches = grid.patches();
         let patch_length = images[0].pixel_values.len() / patches;
-        let pixels: Vec<f32> = images.iter().flat_map(|image| image.pixel_values.iter().copied()).collect();
-        let pixels = Tensor::<3>::from_data(TensorData::new(pixels, [images.len(), patches, patch_length]), &device);
+        let windows = match &self.config.tower {
+            Tower::Qwen3 { .. } => None,
+            Tower::Qwen2_5 { window_size, .. } => {
+                Some(Windows::new(grid, merge, window_size / (self.config.patch_size * merge)))
+            }
+        };
+        // Patches of a window lie side by side from here to the merger.
+        let order: Vec<usize> = windows.as_ref().map_or_else(
+            || (0..patches).collect(),
+            |windows| {
+                windows.order.iter().flat_map(|&token| token * merge.pow(2)..(token + 1) * merge.pow(2)).collect()
+            },
+        );
+        let mut pixels = Vec::with_capacity(images.len() * patches * patch_length);
+        for image in images {
+            for &patch in &order {
+                pixels.extend_from_slice(&image.pixel_values[patch * patch_length..(patch + 1) * patch_length]);
+            }
+        }
+        let dtype = self.patch_embed.proj.weight.val().dtype();
+        let pixels = TensorData::new(pixels, [images.len(), patches, patch_length]);
+        let pixels = Tensor::<3>::from_data(pixels, &device).cast(dtype);
+        let all = merge_ordered_coordinates(grid, merge);
+        let coordinates: Vec<(usize, usize)> = order.iter().map(|&patch| all[patch]).collect();
+        let rotary = vision_rotary(&coordinates, self.config.hidden_size / self.config.num_heads, &device);
 
-        let coordinates = merge_ordered_coordinates(grid, self.config.spatial_merge_size);
-        let head_dim = self.config.hidden_size / self.config.num_heads;
-        let rotary = vision_rotary(&coordinates, head_dim, &device);
-
-        let mut x = self.patch_embed.proj.forward(pixels) + self.positions(&coordinates, grid, &device).unsqueeze();
+        let mut x = self.patch_embed.proj.forward(pixels);
+        if let Some(table) = &self.pos_embed {
+            x = x + Self::positions(table, &coordinates, grid, &device).unsqueeze();
+        }
+        let whole = [Span { count: 1, patches }];
         let mut deepstack = Vec::with_capacity(self.deepstack_merger_list.len());
         for (index, block) in self.blocks.iter().enumerate() {
-            x = block.forward(x, &rotary);
-            for (merger, &block) in self.deepstack_merger_list.iter().zip(&self.config.deepstack_visual_indexes) {
+            let (spans, deepstack_indexes): (&[Span], &[usize]) = match (&self.config.tower, &windows) {
+                (Tower::Qwen2_5 { fullatt_block_indexes, .. }, Some(windows))
+                    if !fullatt_block_indexes.contains(&index) =>
+                {
+                    (&windows.spans, &[])
+                }
+                (Tower::Qwen2_5 { .. }, _) => (&whole, &[]),
+                (Tower::Qwen3 { deepstack_visual_indexes, .. }, _) => (&whole, deepstack_visual_indexes),
+            };
+            x = block.forward(x, &rotary, spans);
+            for (merger, &block) in self.deepstack_merger_list.iter().zip(deepstack_indexes) {
                 if block == index {
-                    deepstack.push(merger.forward(x.clone(), self.config.spatial_merge_size));
+                    deepstack.push(merger.forward(x.clone(), merge));
                 }
             }
         }
-        VisionFeatures { tokens: self.merger.forward(x, self.config.spatial_merge_size), deepstack }
+        let mut tokens = self.merger.forward(x, merge);
+        if let Some(windows) = windows {
+            tokens = tokens.select(0, windows.back_to_raster(images.len(), &device));
+        }
+        VisionFeatures { tokens, deepstack }
     }
 
     /// The learned positions, a square table, read off bilinearly at the image's grid (corners aligned):
     /// `[patches, hidden_size]`.
-    fn positions(&self, coordinates: &[(usize, usize)], grid: Grid, device: &Device) -> Tensor<2> {
-        let side = self.config.num_position_embeddings.isqrt();
+    fn positions(table: &Embedding, coordinates: &[(usize, usize)], grid: Grid, device: &Device) -> Tensor<2> {
+        let [entries, hidden_size] = table.weight.dims();
+        let side = entries.isqrt();
         let (mut indices, mut weights) = (Vec::new(), Vec::new());
         let rows = table_coordinates(grid.h, side);
         let columns = table_coordinates(grid.w, side);
@@ -188,8 +252,58 @@ impl VisionTower {
         let patches = coordinates.len();
         let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [4 * patches]), device);
         let weights = Tensor::<3>::from_data(TensorData::new(weights, [4, patches, 1]), device);
-        let corners = self.pos_embed.weight.val().select(0, indices).reshape([4, patches, self.config.hidden_size]);
-        (corners * weights).sum_dim(0).squeeze_dim(0)
+        let corners = table.weight.val().select(0, indices).reshape([4, patches, hidden_size]);
+        let dtype = corners.dtype();
+        (corners * weights.cast(dtype)).sum_dim(0).squeeze_dim(0)
+    }
+}
+
+/// `count` groups of `patches` neighbouring patches that attend to each other and to nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    count: usize,
+    patches: usize,
+}
+
+/// Square windows over the visual tokens of a grid, from its top left corner; those at the right and lower edges may be
+/// smaller.
+#[derive(Debug)]
+struct Windows {
+    /// Visual tokens, window by window; windows of the same size side by side, so that they run as one batch.
+    order: Vec<usize>,
+    /// Windows of each size, in patches.
+    spans: Vec<Span>,
+}
+
+impl Windows {
+    /// `side` is that of a window in visual tokens.
+    fn new(grid: Grid, merge: usize, side: usize) -> Self {
+        let (rows, columns) = (grid.t * grid.h / merge, grid.w / merge);
+        let mut windows: Vec<Vec<usize>> = Vec::new();
+        for top in (0..rows).step_by(side) {
+            for left in (0..columns).step_by(side) {
+                let row_tokens = |row| (left..columns.min(left + side)).map(move |column| row * columns + column);
+                windows.push((top..rows.min(top + side)).flat_map(row_tokens).collect());
+            }
+        }
+        windows.sort_by_key(Vec::len);
+        let spans = windows
+            .chunk_by(|a, b| a.len() == b.len())
+            .map(|same| Span { count: same.len(), patches: same[0].len() * merge.pow(2) })
+            .collect();
+        Self { order: windows.concat(), spans }
+    }
+
+    /// For every visual token of `images` images, in raster order, its row among those in window order.
+    fn back_to_raster(&self, images: usize, device: &Device) -> Tensor<1, Int> {
+        let tokens = self.order.len();
+        let mut rows = vec![0; images * tokens];
+        for image in 0..images {
+            for (row, &token) in self.order.iter().enumerate() {
+                rows[image * tokens + token] = (image * tokens + row) as i64;
+            }
+        }
+        Tensor::from_data(TensorData::new(rows, [images * tokens]), device)
     }
 }
 
@@ -243,49 +357,101 @@ impl PatchProjection {
         let [hidden_size, ..] = self.weight.dims();
         let [_, _, patch_length] = pixels.dims();
         let weight = self.weight.val().reshape([hidden_size, patch_length]).transpose();
-        pixels.matmul(weight.unsqueeze()) + self.bias.val().unsqueeze()
+        let x = pixels.matmul(weight.unsqueeze());
+        match &self.bias {
+            Some(bias) => x + bias.val().unsqueeze(),
+            None => x,
+        }
+    }
+}
+
+impl Norm {
+    fn new(width: usize, tower: &Tower, device: &Device) -> Self {
+        match tower {
+            Tower::Qwen3 { .. } => Self::Layer(LayerNormConfig::new(width).with_epsilon(NORM_EPSILON).init(device)),
+            Tower::Qwen2_5 { .. } => Self::Rms(RmsNormConfig::new(width).with_epsilon(NORM_EPSILON).init(device)),
+        }
+    }
+
+    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Rms(norm) => norm.forward(x),
+        }
+    }
+}
+
+impl VisionMlp {
+    fn new(config: &VisionConfig, device: &Device) -> Self {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        match &config.tower {
+            Tower::Qwen3 { .. } => Self::Gelu(GeluMlp {
+                linear_fc1: linear(hidden, inner, device),
+                linear_fc2: linear(inner, hidden, device),
+            }),
+            Tower::Qwen2_5 { .. } => Self::SwiGlu(SwiGluMlp {
+                gate_proj: linear(hidden, inner, device),
+                up_proj: linear(hidden, inner, device),
+                down_proj: linear(inner, hidden, device),
+            }),
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Gelu(mlp) => mlp.linear_fc2.forward(gelu_approximate(mlp.linear_fc1.forward(x))),
+            Self::SwiGlu(mlp) => mlp.down_proj.forward(silu(mlp.gate_proj.forward(x.clone())) * mlp.up_proj.forward(x)),
+        }
     }
 }
 
 impl VisionBlock {
     fn new(config: &VisionConfig, device: &Device) -> Self {
-        let norm = || LayerNormConfig::new(config.hidden_size).with_epsilon(LAYER_NORM_EPSILON).init(device);
         let hidden = config.hidden_size;
         Self {
-            norm1: norm(),
-            norm2: norm(),
+            norm1: Norm::new(hidden, &config.tower, device),
+            norm2: Norm::new(hidden, &config.tower, device),
             attn: VisionAttention {
                 qkv: linear(hidden, 3 * hidden, device),
                 proj: linear(hidden, hidden, device),
                 num_heads: config.num_heads,
             },
-            mlp: VisionMlp {
-                linear_fc1: linear(hidden, config.intermediate_size, device),
-                linear_fc2: linear(config.intermediate_size, hidden, device),
-            },
+            mlp: VisionMlp::new(config, device),
         }
     }
 
-    fn forward(&self, x: Tensor<3>, rotary: &Rotary<4>) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(self.norm1.forward(x), rotary);
-        let y = gelu_approximate(self.mlp.linear_fc1.forward(self.norm2.forward(x.clone())));
-        x + self.mlp.linear_fc2.forward(y)
+    fn forward(&self, x: Tensor<3>, rotary: &Rotary<4>, spans: &[Span]) -> Tensor<3> {
+        let x = x.clone() + self.attn.forward(self.norm1.forward(x), rotary, spans);
+        x.clone() + self.mlp.forward(self.norm2.forward(x))
     }
 }
 
 impl VisionAttention {
-    fn forward(&self, x: Tensor<3>, rotary: &Rotary<4>) -> Tensor<3> {
+    /// Attention within each of the groups that `spans` cuts the patches into.
+    fn forward(&self, x: Tensor<3>, rotary: &Rotary<4>, spans: &[Span]) -> Tensor<3> {
         let [images, patches, hidden] = x.dims();
         let head_dim = hidden / self.num_heads;
         let qkv = self.qkv.forward(x);
         let part = |index: usize| {
             qkv.clone().narrow(2, index * hidden, hidden).reshape([images, patches, self.num_heads, head_dim])
         };
-        let query = rotary.apply(part(0)).swap_dims(1, 2) * (head_dim as f64).powf(-0.5);
-        let key = rotary.apply(part(1)).swap_dims(1, 2);
-        let value = part(2).swap_dims(1, 2);
-        let probabilities = softmax(query.matmul(key.swap_dims(2, 3)), 3);
-        self.proj.forward(probabilities.matmul(value).swap_dims(1, 2).reshape([images, patches, hidden]))
+        let query = rotary.apply(part(0)) * (head_dim as f64).powf(-0.5);
+        let (key, value) = (rotary.apply(part(1)), part(2));
+        let mut start = 0;
+        let mut attended = Vec::with_capacity(spans.len());
+        for span in spans {
+            let groups = |t: &Tensor<4>| {
+                t.clone()
+                    .narrow(1, start, span.count * span.patches)
+                    .reshape([images * span.count, span.patches, self.num_heads, head_dim])
+                    .swap_dims(1, 2)
+            };
+            let scores = groups(&query).matmul(groups(&key).swap_dims(2, 3)).cast(DType::F32);
+            let mixed = softmax(scores, 3).cast(value.dtype()).matmul(groups(&value)).swap_dims(1, 2);
+            attended.push(mixed.reshape([images, span.count * span.patches, hidden]));
+            start += span.count * span.patches;
+        }
+        self.proj.forward(if attended.len() == 1 { attended.remove(0) } else { Tensor::cat(attended, 1) })
     }
 }
 
@@ -294,7 +460,7 @@ impl PatchMerger {
         let merged = config.hidden_size * config.spatial_merge_size.pow(2);
         let normalised = if norm_after_merge { merged } else { config.hidden_size };
         Self {
-            norm: LayerNormConfig::new(normalised).with_epsilon(LAYER_NORM_EPSILON).init(device),
+            norm: Norm::new(normalised, &config.tower, device),
             linear_fc1: linear(merged, merged, device),
             linear_fc2: linear(merged, config.out_hidden_size, device),
             norm_after_merge,

@@ -1,80 +1,194 @@
 //! Weights from and to Hugging Face model directories.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::module::Module;
+use burn::tensor::{Device, FloatDType};
 use burn_store::{
-    ApplyError, BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleSnapshot, PyTorchToBurnAdapter,
-    SafetensorsStore,
+    BurnToPyTorchAdapter, FloatCastAdapter, KeyRemapper, ModuleAdapter, ModuleSnapshot, ModuleStore,
+    PyTorchToBurnAdapter, SafetensorsStore,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::error::WeightProblem;
+use crate::parameters::{Parameter, parameters};
 use crate::{Error, ModelConfig, QwenVl};
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+const CONFIG: &str = "config.json";
+
+/// Files of a model directory, beside its configuration and weights, that a trained model keeps.
+const COMPANIONS: [&str; 12] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
 
 /// Which shard holds each parameter: `model.safetensors.index.json`.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct ShardIndex {
+    #[serde(default)]
+    metadata: Value,
     weight_map: BTreeMap<String, PathBuf>,
 }
 
+/// How weights are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SaveOptions {
+    /// Float type on disk.
+    pub dtype: FloatDType,
+    /// Largest file in bytes; a model that needs more is written in shards with an index.
+    pub max_shard_bytes: u64,
+}
+
+impl Default for SaveOptions {
+    /// float32, shards of 5 GB.
+    fn default() -> Self {
+        Self { dtype: FloatDType::F32, max_shard_bytes: 5_000_000_000 }
+    }
+}
+
 impl QwenVl {
-    /// Reads a model directory: `config.json` and its weights, in one file or in shards with an index. Weights of any
-    /// float type become float32.
+    /// Reads a model directory to compute in float32; see [`QwenVl::from_dir_as`].
     ///
     /// # Errors
-    /// When a file is missing or broken, a parameter is missing, or a shape differs from the configuration's.
+    /// As there.
     pub fn from_dir(dir: &Path, device: &Device) -> Result<Self, Error> {
+        Self::from_dir_as(dir, FloatDType::F32, device)
+    }
+
+    /// Reads a model directory: `config.json` and its weights, in one file or in shards with an index, in any float
+    /// type, to compute in `dtype`.
+    ///
+    /// The files are mapped into memory and read one parameter at a time, so that no second copy of the weights is
+    /// ever held. Norms, softmax and log-probabilities are computed in float32 whatever `dtype` is.
+    ///
+    /// # Errors
+    /// When a file is missing or broken; [`Error::Weights`] lists every parameter that is missing, superfluous, of
+    /// another shape than the configuration says, or unreadable.
+    pub fn from_dir_as(dir: &Path, dtype: FloatDType, device: &Device) -> Result<Self, Error> {
         let config = ModelConfig::from_dir(dir)?;
         let mut model = Self::new_lazy(&config, device);
-        let mut missing: BTreeSet<String> = parameter_names(&model).into_iter().collect();
+        let expected = parameters(&model);
+        let mut by_name: BTreeMap<&str, &Parameter> = expected.iter().map(|p| (p.name.as_str(), p)).collect();
+        let mut tensors = Vec::with_capacity(expected.len());
+        let mut problems = Vec::new();
         for file in weight_files(dir)? {
             if !file.is_file() {
                 return Err(Error::WeightFile { path: file, problem: "does not exist".into() });
             }
-            let mut store = SafetensorsStore::from_file(&file)
-                .allow_partial(true)
-                .validate(false)
-                .with_from_adapter(PyTorchToBurnAdapter.chain(FloatCastAdapter::to(DType::F32)));
-            let applied = model
-                .load_from(&mut store)
-                .map_err(|error| Error::WeightFile { path: file.clone(), problem: error.to_string() })?;
-            if let Some(error) = applied.errors.into_iter().next() {
-                return Err(weight_error(file, error));
-            }
-            for name in applied.applied {
-                missing.remove(&name);
+            let mut store = SafetensorsStore::from_file(&file);
+            let found = store
+                .get_all_tensors()
+                .map_err(|error| Error::WeightFile { path: file, problem: error.to_string() })?;
+            for (name, tensor) in found {
+                let Some(parameter) = by_name.remove(name.as_str()) else {
+                    if !is_redundant(name, &config) {
+                        problems.push(WeightProblem::Superfluous { name: name.clone() });
+                    }
+                    continue;
+                };
+                if tensor.shape[..] != parameter.shape[..] {
+                    problems.push(WeightProblem::Shape {
+                        name: name.clone(),
+                        found: tensor.shape.to_vec(),
+                        expected: parameter.shape.clone(),
+                    });
+                }
+                let mut tensor = tensor.clone();
+                tensor.name.clone_from(&parameter.stored);
+                tensors.push(tensor);
             }
         }
-        if missing.is_empty() {
-            Ok(model)
-        } else {
-            let names = missing.into_iter().map(|name| published_name(&name)).collect();
-            Err(Error::MissingWeights { path: dir.into(), names })
+        problems.extend(by_name.into_keys().map(|name| WeightProblem::Missing { name: name.into() }));
+        if problems.is_empty() {
+            let adapter = PyTorchToBurnAdapter.chain(FloatCastAdapter::to(dtype.into()));
+            let applied = model.apply(tensors, None, Some(Box::new(adapter)), true);
+            let reasons = applied.errors.iter().map(ToString::to_string);
+            problems.extend(reasons.map(|reason| WeightProblem::Unreadable { reason }));
+            problems.extend(applied.missing.into_iter().map(|(name, _)| WeightProblem::Missing { name }));
         }
+        if problems.is_empty() { Ok(model) } else { Err(Error::Weights { path: dir.into(), problems }) }
     }
 
-    /// Writes `model.safetensors` in float32 with the published names, by a temporary file and a rename.
+    /// Writes a model directory that transformers can load: the weights with their published names, and every other
+    /// file of `origin`, the directory that the model came from. LoRA adapters are merged into the weights.
     ///
-    /// The other files of a model directory are the caller's: a trained model keeps those it started from.
+    /// The directory appears whole or not at all: it is written under another name and renamed.
     ///
     /// # Errors
-    /// When the directory cannot be written.
-    pub fn save_weights(&self, dir: &Path) -> Result<(), Error> {
-        let path = dir.join(SINGLE_FILE);
-        let temporary = dir.join("model.partial.safetensors");
-        let mut store = SafetensorsStore::from_file(&temporary)
-            .overwrite(true)
-            .metadata("format", "pt")
-            .with_to_adapter(BurnToPyTorchAdapter);
-        self.valid()
-            .save_into(&mut store)
-            .map_err(|error| Error::WeightFile { path: path.clone(), problem: error.to_string() })?;
-        std::fs::rename(&temporary, &path).map_err(|source| Error::Io { path, source })
+    /// When `target` holds anything already, or a file cannot be read or written.
+    pub fn save(&self, target: &Path, origin: &Path, options: SaveOptions) -> Result<(), Error> {
+        let io = |source| Error::Io { path: target.into(), source };
+        if fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(io(ErrorKind::AlreadyExists.into()));
+        }
+        let mut temporary = target.as_os_str().to_owned();
+        temporary.push(".partial");
+        let temporary = PathBuf::from(temporary);
+        // What an earlier attempt left when it was killed.
+        if temporary.exists() {
+            fs::remove_dir_all(&temporary).map_err(io)?;
+        }
+        fs::create_dir_all(&temporary).map_err(io)?;
+        for name in COMPANIONS {
+            let file = origin.join(name);
+            if file.is_file() {
+                fs::copy(&file, temporary.join(name)).map_err(|source| Error::Io { path: file, source })?;
+            }
+        }
+        let config: Value = crate::read_json(&origin.join(CONFIG))?;
+        write_json(&temporary.join(CONFIG), &with_dtype(config, options.dtype))?;
+        self.save_weights(&temporary, options)?;
+        fs::rename(&temporary, target).map_err(io)
+    }
+
+    /// Writes `model.safetensors`, or shards and their index.
+    fn save_weights(&self, dir: &Path, options: SaveOptions) -> Result<(), Error> {
+        let merged = self.valid().materialize();
+        let parameters = parameters(&merged);
+        let shards = shards(&parameters, options);
+        let file = |number: usize| match shards.len() {
+            1 => SINGLE_FILE.to_owned(),
+            count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        for (number, shard) in shards.iter().enumerate() {
+            let path = dir.join(file(number));
+            // Exact names instead of prefixes, or a `.1` would take a `.10` along.
+            let names = shard.iter().map(|p| (format!("^{}$", p.stored.replace('.', r"\.")), p.name.as_str()));
+            let mut store = SafetensorsStore::from_file(&path)
+                .with_full_paths(shard.iter().map(|p| p.stored.as_str()))
+                .metadata("format", "pt")
+                .skip_enum_variants(true)
+                .remap(KeyRemapper::from_pattern_iter(names).expect("names make valid patterns"))
+                .with_to_adapter(BurnToPyTorchAdapter.chain(FloatCastAdapter::to(options.dtype.into())));
+            merged
+                .save_into(&mut store)
+                .map_err(|error| Error::WeightFile { path: path.clone(), problem: error.to_string() })?;
+        }
+        if shards.len() > 1 {
+            let holders = shards.iter().enumerate();
+            let weight_map =
+                holders.flat_map(|(i, shard)| shard.iter().map(move |p| (p.name.clone(), file(i).into()))).collect();
+            let total: u64 = parameters.iter().map(|p| bytes(p, options)).sum();
+            let metadata = serde_json::json!({ "total_size": total });
+            write_json(&dir.join(INDEX), &ShardIndex { metadata, weight_map })?;
+        }
+        Ok(())
     }
 }
 
@@ -94,54 +208,58 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(files.into_iter().map(|file| dir.join(file)).collect())
 }
 
-fn weight_error(path: PathBuf, error: ApplyError) -> Error {
-    match error {
-        ApplyError::ShapeMismatch { path: name, expected, found } => {
-            Error::WeightShape { path, name: published_name(&name), found: found.to_vec(), expected: expected.to_vec() }
-        }
-        other => Error::WeightFile { path, problem: other.to_string() },
-    }
+/// Tensors that some checkpoints hold although they follow from the rest; transformers passes over them, too.
+fn is_redundant(name: &str, config: &ModelConfig) -> bool {
+    name.ends_with(".rotary_emb.inv_freq") || (config.tied() && name == "lm_head.weight")
 }
 
-/// burn calls the scale and shift of a norm gamma and beta.
-fn published_name(name: &str) -> String {
-    match name.rsplit_once('.') {
-        Some((module, "gamma")) => format!("{module}.weight"),
-        Some((module, "beta")) => format!("{module}.bias"),
-        _ => name.into(),
-    }
+fn bytes(parameter: &Parameter, options: SaveOptions) -> u64 {
+    (parameter.count() * burn::tensor::DType::from(options.dtype).size()) as u64
 }
 
-/// Published names of the parameters of `model`, in the order of the module tree, with burn's id of each.
-///
-/// For whoever compares parameters or gradients with another implementation.
-#[must_use]
-pub fn published_names(model: &QwenVl) -> Vec<(String, burn::module::ParamId)> {
-    named(model).into_iter().map(|(name, id)| (published_name(&name), id)).collect()
+/// Parameters in their order, as many in a shard as fit; one that is too large has a shard of its own.
+fn shards(parameters: &[Parameter], options: SaveOptions) -> Vec<Vec<&Parameter>> {
+    let mut shards: Vec<Vec<&Parameter>> = vec![Vec::new()];
+    let mut filled = 0;
+    for parameter in parameters {
+        let size = bytes(parameter, options);
+        if filled > 0 && filled + size > options.max_shard_bytes {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += size;
+        shards.last_mut().expect("starts with one").push(parameter);
+    }
+    shards
 }
 
-fn parameter_names(model: &QwenVl) -> Vec<String> {
-    named(model).into_iter().map(|(name, _)| name).collect()
+/// The configuration with the float type of the weights beside it, under the name that the file uses for it.
+fn with_dtype(mut config: Value, dtype: FloatDType) -> Value {
+    let name = match dtype {
+        FloatDType::F64 => "float64",
+        FloatDType::F32 | FloatDType::Flex32 => "float32",
+        FloatDType::F16 => "float16",
+        FloatDType::BF16 => "bfloat16",
+    };
+    if let Some(root) = config.as_object_mut() {
+        if !root.contains_key("torch_dtype") {
+            root.insert("dtype".into(), name.into());
+        }
+        for key in ["torch_dtype", "dtype"] {
+            if let Some(written) = root.get_mut(key) {
+                *written = name.into();
+            }
+            for part in ["text_config", "vision_config"] {
+                if let Some(written) = root.get_mut(part).and_then(|part| part.get_mut(key)) {
+                    *written = name.into();
+                }
+            }
+        }
+    }
+    config
 }
 
-fn named(model: &QwenVl) -> Vec<(String, burn::module::ParamId)> {
-    #[derive(Default)]
-    struct Names {
-        path: Vec<String>,
-        names: Vec<(String, burn::module::ParamId)>,
-    }
-    impl ModuleVisitor for Names {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.into());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.names.push((self.path.join("."), param.id));
-        }
-    }
-    let mut names = Names::default();
-    model.visit(&mut names);
-    names.names
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    let text = serde_json::to_string_pretty(value).expect("string keys and no broken values");
+    fs::write(path, text + "\n").map_err(|source| Error::Io { path: path.into(), source })
 }

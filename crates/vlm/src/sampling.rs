@@ -1,0 +1,222 @@
+//! How a token is chosen from the distribution over the vocabulary, and what a checkpoint says about it.
+
+use std::path::Path;
+
+use rand::{Rng, RngExt};
+use serde::Deserialize;
+
+use crate::Error;
+use crate::model::TokenMask;
+
+/// How a token is chosen. Applied in the order of the fields, as transformers does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Softmax temperature; `0` takes the most likely token.
+    pub temperature: f32,
+    /// Only the `top_k` most likely tokens; `0` for all.
+    pub top_k: usize,
+    /// Only the most likely tokens that have this probability together (arXiv 1904.09751); `1` for all.
+    pub top_p: f32,
+    /// Only tokens at least this share as likely as the most likely one (arXiv 2407.01082); `0` for all.
+    pub min_p: f32,
+}
+
+impl Sampling {
+    /// The most likely token, always.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+
+    /// The model's whole distribution at a temperature.
+    #[must_use]
+    pub fn at(temperature: f32) -> Self {
+        Self { temperature, ..Self::GREEDY }
+    }
+}
+
+/// Draws tokens; keeps its memory from one to the next.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    sampling: Sampling,
+    /// Allowed tokens with their likelihood relative to the most likely one.
+    weights: Vec<(usize, f64)>,
+}
+
+impl Sampler {
+    pub(crate) fn new(sampling: Sampling) -> Self {
+        Self { sampling, weights: Vec::new() }
+    }
+
+    /// One token, and its log-probability at the temperature (at 1 if that is 0) among all tokens that `mask` allows.
+    pub(crate) fn draw(&mut self, logits: &[f32], mask: &TokenMask, stream: &mut impl Rng) -> (u32, f32) {
+        let temperature = self.sampling.temperature;
+        let greedy = temperature <= 0.0;
+        let temperature = if greedy { 1.0 } else { f64::from(temperature) };
+        let allowed = || logits.iter().enumerate().filter(|&(id, _)| mask.allows(id));
+        let likelier =
+            |best: (usize, f32), (id, &logit): (usize, &f32)| if logit > best.1 { (id, logit) } else { best };
+        let (best, highest) = allowed().fold((0, f32::NEG_INFINITY), likelier);
+        let weight = |logit: f32| ((f64::from(logit) - f64::from(highest)) / temperature).exp();
+        self.weights.clear();
+        self.weights.extend(allowed().map(|(id, &logit)| (id, weight(logit))));
+        let total: f64 = self.weights.iter().map(|(_, weight)| weight).sum();
+        let token = if greedy { best } else { self.choose(best, total, stream) };
+        (token as u32, (weight(logits[token]) / total).ln() as f32)
+    }
+
+    fn choose(&mut self, best: usize, total: f64, stream: &mut impl Rng) -> usize {
+        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
+        let mut total = total;
+        if top_k > 0 || top_p < 1.0 || min_p > 0.0 {
+            // Of equally likely tokens the one of the lowest id comes first.
+            self.weights.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+            if top_k > 0 {
+                self.weights.truncate(top_k);
+            }
+            let mut remaining = f64::from(top_p) * self.weights.iter().map(|(_, weight)| weight).sum::<f64>();
+            let enough = |&(_, weight): &(usize, f64)| {
+                let needed = remaining > 0.0;
+                remaining -= weight;
+                !needed
+            };
+            if top_p < 1.0 {
+                // The token that reaches the probability belongs to those that have it.
+                let end = self.weights.iter().position(enough).unwrap_or(self.weights.len());
+                self.weights.truncate(end.max(1));
+            }
+            self.weights.retain(|&(_, weight)| weight >= f64::from(min_p));
+            total = self.weights.iter().map(|(_, weight)| weight).sum();
+        }
+        let mut remaining = stream.random::<f64>() * total;
+        let chosen = self.weights.iter().find(|(_, weight)| {
+            remaining -= weight;
+            remaining < 0.0
+        });
+        // Rounding can leave a sliver after the last token; the most likely one takes it.
+        chosen.map_or(best, |&(id, _)| id)
+    }
+}
+
+/// `generation_config.json`: how the publisher of a checkpoint draws from it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct GenerationConfig {
+    pub(crate) eos_token_id: TokenIds,
+    pub(crate) pad_token_id: Option<u32>,
+    do_sample: bool,
+    temperature: Option<f32>,
+    top_k: Option<usize>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+}
+
+/// One id, several, or none.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum TokenIds {
+    #[default]
+    None,
+    One(u32),
+    Several(Vec<u32>),
+}
+
+impl TokenIds {
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        match self {
+            Self::None => &[],
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Several(ids) => ids,
+        }
+    }
+}
+
+impl GenerationConfig {
+    /// What the directory says; nothing where it has no such file.
+    pub(crate) fn from_dir(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join("generation_config.json");
+        if path.exists() { crate::read_json(&path) } else { Ok(Self::default()) }
+    }
+
+    pub(crate) fn sampling(&self) -> Sampling {
+        if !self.do_sample {
+            return Sampling::GREEDY;
+        }
+        Sampling {
+            temperature: self.temperature.unwrap_or(1.0),
+            top_k: self.top_k.unwrap_or(0),
+            top_p: self.top_p.unwrap_or(1.0),
+            min_p: self.min_p.unwrap_or(0.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Logits of these probabilities.
+    const PROBABILITIES: [f32; 5] = [0.1, 0.4, 0.05, 0.25, 0.2];
+
+    /// How often each token is drawn in 20,000 tries.
+    fn shares(sampling: Sampling, mask: &TokenMask) -> Vec<f64> {
+        let logits = PROBABILITIES.map(f32::ln);
+        let (mut sampler, mut stream) = (Sampler::new(sampling), ChaCha8Rng::seed_from_u64(3));
+        let mut counts = vec![0.0; logits.len()];
+        for _ in 0..20_000 {
+            let (token, log_prob) = sampler.draw(&logits, mask, &mut stream);
+            counts[token as usize] += 1.0 / 20_000.0;
+            let allowed: f32 = (0..5).filter(|&id| mask.allows(id)).map(|id| PROBABILITIES[id]).sum();
+            let expected = (PROBABILITIES[token as usize] / allowed).ln();
+            assert!((log_prob - expected).abs() < 1e-5, "{token}: {log_prob} instead of {expected}");
+        }
+        counts
+    }
+
+    fn expect(sampling: Sampling, expected: [f64; 5]) {
+        let found = shares(sampling, &TokenMask::new(5, []).unwrap());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 0.015 && (*found == 0.0) == (expected == 0.0), "{sampling:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn every_filter_keeps_its_tokens() {
+        let all = Sampling::at(1.0);
+        expect(all, [0.1, 0.4, 0.05, 0.25, 0.2]);
+        expect(Sampling { top_k: 2, ..all }, [0.0, 0.4 / 0.65, 0.0, 0.25 / 0.65, 0.0]);
+        // 0.4 + 0.25 do not reach 0.7, 0.2 more do.
+        expect(Sampling { top_p: 0.7, ..all }, [0.0, 0.4 / 0.85, 0.0, 0.25 / 0.85, 0.2 / 0.85]);
+        // The least set is never empty.
+        expect(Sampling { top_p: 0.0, ..all }, [0.0, 1.0, 0.0, 0.0, 0.0]);
+        // Half of 0.4 is 0.2, and rounding decides nothing at 0.45.
+        expect(Sampling { min_p: 0.45, ..all }, [0.0, 0.4 / 0.85, 0.0, 0.25 / 0.85, 0.2 / 0.85]);
+        // Of the three most likely, 0.4 and 0.25 have 0.76 of the probability, 0.4 alone 0.47.
+        expect(Sampling { top_k: 3, top_p: 0.7, ..all }, [0.0, 0.4 / 0.65, 0.0, 0.25 / 0.65, 0.0]);
+        expect(Sampling::GREEDY, [0.0, 1.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn what_is_masked_counts_nowhere() {
+        let mask = TokenMask::new(5, [1]).unwrap();
+        let found = shares(Sampling { top_k: 2, ..Sampling::at(1.0) }, &mask);
+        assert!(found[1] == 0.0 && (found[3] - 0.25 / 0.45).abs() < 0.015 && (found[4] - 0.2 / 0.45).abs() < 0.015);
+    }
+
+    #[test]
+    fn a_generation_config_says_how_to_draw_and_when_to_stop() {
+        let read = |text: &str| serde_json::from_str::<GenerationConfig>(text).unwrap();
+        let published = read(
+            r#"{"bos_token_id": 9, "pad_token_id": 9, "do_sample": true, "eos_token_id": [7, 9],
+                "repetition_penalty": 1.05, "temperature": 0.7, "top_p": 0.8, "top_k": 20}"#,
+        );
+        assert_eq!(published.eos_token_id.as_slice(), [7, 9]);
+        assert_eq!(published.pad_token_id, Some(9));
+        assert_eq!(published.sampling(), Sampling { temperature: 0.7, top_k: 20, top_p: 0.8, min_p: 0.0 });
+        let bare = read(r#"{"eos_token_id": 7}"#);
+        assert_eq!((bare.eos_token_id.as_slice(), bare.sampling()), (&[7][..], Sampling::GREEDY));
+        assert!(read("{}").eos_token_id.as_slice().is_empty());
+    }
+}
