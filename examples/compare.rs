@@ -60,7 +60,8 @@ fn main() -> anyhow::Result<()> {
         config.name = format!("seed{seed}-warm-up");
         let job = Job::new(&config)?;
         let mut directory = Destination::Under(options.out.clone()).create(&config)?;
-        let (policy, _) = supervised(job.policy(seed)?, &config, &job, &mut directory, &mut Progress::detect())?;
+        let (policy, _) =
+            supervised(job.policy(&config.trainable, seed)?, &config, &job, &mut directory, &mut Progress::detect())?;
         let held_out = job.held_out(&RunConfig { threads: 1, ..config.clone() })?;
         let warm_up = held_out.measure(&policy)?;
 

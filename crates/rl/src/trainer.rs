@@ -149,7 +149,7 @@ impl<P: Policy> Trainer<P> {
     ) -> Result<Self, Error> {
         options.validate()?;
         algorithm.loss.kl = algorithm.loss.kl.filter(|penalty| penalty.coefficient != 0.0);
-        let reference = algorithm.loss.kl.map(|_| policy.valid());
+        let reference = algorithm.loss.kl.map(|_| policy.valid().materialize());
         Ok(Self { policy, reference, optimizer, algorithm, credit: Box::new(credit), options })
     }
 }
@@ -208,7 +208,8 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
 
     fn sample(&mut self, prompts: Vec<P::Prompt>) -> Result<Vec<Group<P::Prompt>>, Error> {
         let Options { group_size, sampling, prompts_per_sampling_batch: batch, threads, .. } = self.options;
-        let sampled = sample_in_parallel(&self.policy.valid(), &prompts, group_size, sampling, batch, threads)?;
+        let sampled =
+            sample_in_parallel(&self.policy.valid().materialize(), &prompts, group_size, sampling, batch, threads)?;
         self.options.sampling.first_stream += (sampled.len() * group_size) as u64;
         let groups = prompts.into_iter().zip(sampled);
         Ok(groups.map(|(prompt, completions)| Group { prompt, completions, rewards: Vec::new() }).collect())

@@ -214,7 +214,7 @@ impl<P: Policy> Trainer<P> {
         if signals == SignalSet::default() {
             return weights(credit, &batch.groups, &batch.lengths, &Signals::default());
         }
-        self.score_without_gradients(&self.policy.valid(), batch, signals, |groups, lengths, scores| {
+        self.score_without_gradients(&self.policy.valid().materialize(), batch, signals, |groups, lengths, scores| {
             weights(credit, groups, lengths, &scores.signals)
         })
     }

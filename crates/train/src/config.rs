@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use firesight_kawhi::KawhiConfig;
 use firesight_rl::{Algorithm, Clip, KlPenalty, Loss};
+use firesight_vlm::LoraConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -24,6 +25,9 @@ pub struct RunConfig {
     pub device: String,
     /// Operating-system threads. Changes the speed, never the result.
     pub threads: usize,
+    /// What of the model changes.
+    #[serde(default)]
+    pub trainable: Trainable,
     /// The task.
     pub data: Data,
     /// Learning from worked answers.
@@ -32,6 +36,24 @@ pub struct RunConfig {
     pub reinforcement: Reinforcement,
     /// Measuring.
     pub evaluation: Evaluation,
+}
+
+/// What of the model changes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Trainable {
+    /// Whether the vision tower and its merger stay as they are. They do unless the configuration says otherwise: a
+    /// pretrained tower sees well enough, and training it takes the most memory.
+    pub freeze_vision_tower: bool,
+    /// Trains low-rank adapters instead of the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
+}
+
+impl Default for Trainable {
+    fn default() -> Self {
+        Self { freeze_vision_tower: true, lora: None }
+    }
 }
 
 /// What is asked.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use firesight_vlm::{ModelConfig, Processor, QwenVl, has_weights};
+use firesight_vlm::{Component, ModelConfig, Processor, QwenVl, has_weights};
 
 use crate::Error;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, Trainable};
 use crate::device::device;
 use crate::evaluate::{Accuracy, greedy_correct};
 use crate::examples::{Purpose, Question, Questions};
@@ -64,17 +64,34 @@ impl Job {
         Ok(Self { device, model: config.model.clone(), model_config, processor, questions, stages })
     }
 
-    /// The policy a run starts from: the weights of the model directory, or fresh ones of the run's seed.
+    /// The policy a run starts from: the weights of the model directory, or fresh ones of the run's seed; frozen and
+    /// with adapters as `trainable` says.
     ///
     /// # Errors
-    /// When the weights are broken or do not fit the tokenizer.
-    pub fn policy(&self, seed: u64) -> Result<VlmPolicy, Error> {
+    /// When the weights are broken or do not fit the tokenizer, or fresh ones would stay frozen.
+    pub fn policy(&self, trainable: &Trainable, seed: u64) -> Result<VlmPolicy, Error> {
         let device = self.device.clone().autodiff();
-        let model = if has_weights(&self.model) {
+        let pretrained = has_weights(&self.model);
+        let frozen = |key| Error::Setting {
+            key,
+            problem: format!("needs pretrained weights, and {} has none", self.model.display()),
+        };
+        let mut model = if pretrained {
             QwenVl::from_dir(&self.model, &device)?.train()
         } else {
             QwenVl::new(&self.model_config, seed, &device)
         };
+        if let Some(lora) = &trainable.lora {
+            if !pretrained {
+                return Err(frozen("trainable.lora"));
+            }
+            model = model.with_lora(lora, !trainable.freeze_vision_tower, seed)?;
+        } else if trainable.freeze_vision_tower {
+            if !pretrained {
+                return Err(frozen("trainable.freeze_vision_tower"));
+            }
+            model = model.with_frozen(&[Component::Vision, Component::Merger]);
+        }
         Ok(VlmPolicy::new(model, self.processor.clone())?)
     }
 
@@ -113,7 +130,7 @@ impl HeldOut {
     }
 
     fn answered(&self, policy: &VlmPolicy, questions: &[Question]) -> Result<Accuracy, Error> {
-        let correct = greedy_correct(&policy.valid(), questions, self.max_tokens, self.threads)?;
+        let correct = greedy_correct(&policy.valid().materialize(), questions, self.max_tokens, self.threads)?;
         Ok(Accuracy::of(questions, &correct))
     }
 }

@@ -16,8 +16,9 @@ mod samples;
 mod schedule;
 mod supervised;
 pub mod task;
+mod trainable;
 
-pub use config::{AlgorithmConfig, CreditConfig, Data, Evaluation, Reinforcement, RunConfig, Supervised};
+pub use config::{AlgorithmConfig, CreditConfig, Data, Evaluation, Reinforcement, RunConfig, Supervised, Trainable};
 pub use device::device;
 pub use error::Error;
 pub use evaluate::{Accuracy, greedy_correct};

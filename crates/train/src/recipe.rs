@@ -16,6 +16,7 @@ use crate::progress::Progress;
 use crate::reinforcement::reinforcement;
 use crate::run_directory::RunDirectory;
 use crate::supervised::supervised;
+use crate::trainable::trainable_table;
 
 /// Where a run leaves its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,15 +103,11 @@ pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progres
     let start = Instant::now();
     config.check()?;
     let job = Job::new(config)?;
-    let policy = job.policy(config.seed)?;
+    let policy = job.policy(&config.trainable, config.seed)?;
     let mut directory = destination.create(config)?;
     let origin = if has_weights(&config.model) { "weights of" } else { "fresh weights for" };
-    progress.note(&format!(
-        "{} parameters, {origin} {}, run directory {}",
-        policy.num_params(),
-        config.model.display(),
-        directory.path().display()
-    ));
+    progress.note(&trainable_table(&policy.model));
+    progress.note(&format!("{origin} {}, run directory {}", config.model.display(), directory.path().display()));
     let initial = policy.valid();
     let clock = Instant::now();
     let (policy, supervised_steps) = supervised(policy, config, &job, &mut directory, progress)?;
@@ -139,6 +136,9 @@ pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progres
     let after_reinforcement = measure(&policy, "after_reinforcement", config.reinforcement.steps, &mut directory)?;
 
     directory.save_model("model", &policy)?;
+    if policy.model.lora().is_some() {
+        policy.model.save_adapter(&directory.path().join("adapter"), &config.model.display().to_string())?;
+    }
     Ok(Outcome {
         before,
         supervised: after_supervised,

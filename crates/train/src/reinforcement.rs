@@ -156,7 +156,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let run = RunDirectory::create(&scratch.path().join("run"), &config).unwrap();
         let job = Job::new(&config).unwrap();
-        let mut trainer = trainer(job.policy(0).unwrap(), &config).unwrap();
+        let mut trainer = trainer(job.policy(&config.trainable, 0).unwrap(), &config).unwrap();
         let samples = job.questions.batch(Purpose::Reinforcement, 0, 2).unwrap();
         let mut groups = trainer.rollout(&ChartTask, &samples).unwrap().groups;
         groups[1].rewards[0].total = f32::NAN;

@@ -53,7 +53,8 @@ pub fn supervised(
         if step % settings.check_every == 0 {
             let first = step / settings.check_every * settings.check_examples;
             let check = questions.batch(Purpose::Check, first, settings.check_examples)?;
-            let correct = greedy_correct(&policy.valid(), &check, config.reinforcement.max_tokens, config.threads)?;
+            let correct =
+                greedy_correct(&policy.valid().materialize(), &check, config.reinforcement.max_tokens, config.threads)?;
             let found = Accuracy::of(&check, &correct);
             metrics.extend(found.metrics("train/accuracy"));
             // A kind of picture that it could not read at all would later earn no reward to learn from.

@@ -103,6 +103,12 @@ pub enum Error {
         /// Its `model_type`.
         model: String,
     },
+    /// Low-rank adapters that the model cannot have.
+    #[error("LoRA: {problem}")]
+    Lora {
+        /// What is wrong.
+        problem: String,
+    },
     /// A token id that the model has no embedding for.
     #[error("token id {id} at position {position} is outside the vocabulary of {vocabulary}")]
     TokenOutOfVocabulary {

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::config::ModelConfig;
 use crate::initialize::initialize;
+use crate::lora::LoraConfig;
 use crate::processor::Prompt;
 use crate::rope::Position;
 use crate::text::{LastQueries, PromptStates, TextModel};
@@ -23,6 +24,9 @@ pub struct QwenVl {
     lm_head: Option<Linear>,
     #[module(skip)]
     config: ModelConfig,
+    /// What its adapters are, where it has some.
+    #[module(skip)]
+    pub(crate) lora: Option<LoraConfig>,
 }
 
 #[derive(Module, Debug)]
@@ -133,6 +137,7 @@ impl QwenVl {
             lm_head: (!config.tied())
                 .then(|| LinearConfig::new(text.hidden_size, text.vocab_size).with_bias(false).init(device)),
             config: config.clone(),
+            lora: None,
         }
     }
 

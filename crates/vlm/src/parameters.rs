@@ -1,6 +1,6 @@
 //! The parameters of a model under their published names, without reading or making any of their values.
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::tensor::Tensor;
 
 use crate::config::Tower;
@@ -62,6 +62,8 @@ pub struct Parameter {
     pub id: ParamId,
     /// Name by which burn's weight stores know it once PyTorch's names for the parts of a layer are applied.
     pub(crate) stored: String,
+    /// Whether it belongs to a linear layer.
+    pub(crate) linear: bool,
 }
 
 impl Parameter {
@@ -69,6 +71,15 @@ impl Parameter {
     #[must_use]
     pub fn count(&self) -> usize {
         self.shape.iter().product()
+    }
+}
+
+impl QwenVl {
+    /// Excludes these components from training.
+    #[must_use]
+    pub fn with_frozen(self, components: &[Component]) -> Self {
+        let ids = parameters(&self).into_iter().filter(|p| components.contains(&p.component)).map(|p| p.id).collect();
+        self.freeze_group(ParamGroup::from_ids(ids))
     }
 }
 
@@ -120,9 +131,10 @@ impl ModuleVisitor for Visitor {
         let path: Vec<&str> = fields().map(|(name, _)| name.as_str()).collect();
         let adapter = fields().any(|(_, container)| container == "Reparameterization");
         let mut shape = param.lazy_shape().to_vec();
-        let (mut stored, container) = (path.join("."), fields().next_back().map(|(_, container)| container.as_str()));
+        let mut stored = path.join(".");
+        let linear = fields().next_back().is_some_and(|(_, container)| container == "Struct:Linear");
         // burn holds the weights of linear layers the other way round, and calls a norm's scale and shift by letters.
-        if container == Some("Struct:Linear") {
+        if linear {
             shape.reverse();
         }
         for (ours, published) in [(".gamma", ".weight"), (".beta", ".bias")] {
@@ -133,6 +145,6 @@ impl ModuleVisitor for Visitor {
         let renamed = |(ours, published): &(&str, &str)| Some(format!("{published}{}", stored.strip_prefix(ours)?));
         let name = self.renames.iter().find_map(renamed).unwrap_or_else(|| stored.clone());
         let (component, trainable) = (Component::of(&stored), param.is_require_grad());
-        self.found.push(Parameter { name, shape, component, trainable, adapter, id: param.id, stored });
+        self.found.push(Parameter { name, shape, component, trainable, adapter, id: param.id, stored, linear });
     }
 }
