@@ -43,7 +43,7 @@ pub use preprocess::{Grid, ImageProcessor, ProcessedImage, decode_image, read_im
 pub use processor::{Processor, Prompt};
 pub use rope::Position;
 pub use sampling::Sampling;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{TextStream, Tokenizer};
 pub use vision::VisionFeatures;
 pub use weights::{SaveOptions, has_weights};
 

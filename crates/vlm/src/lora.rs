@@ -40,6 +40,7 @@ pub struct LoraConfig {
 /// The fields of `adapter_config.json` that matter here.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
+#[allow(clippy::struct_excessive_bools, reason = "PEFT's fields")]
 struct PeftConfig {
     peft_type: String,
     task_type: Option<String>,
@@ -167,6 +168,9 @@ impl QwenVl {
     ///
     /// # Errors
     /// [`Error::Lora`] for a model without adapters; when `dir` exists or cannot be written.
+    ///
+    /// # Panics
+    /// Never: every field has a JSON form.
     pub fn save_adapter(&self, dir: &Path, base: &str) -> Result<(), Error> {
         let Some(config) = &self.lora else {
             return Err(Error::Lora { problem: "the model has no adapters to save".into() });

@@ -3,6 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokenizers::{
+    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+};
+
 use crate::Error;
 
 /// The tokenizer in `tokenizer.json`. Clones share the vocabulary.
@@ -49,6 +53,12 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|error| problem(&self.path, &*error))
     }
 
+    /// Turns tokens into text one at a time, without special tokens.
+    #[must_use]
+    pub fn text_stream(&self) -> TextStream<'_> {
+        TextStream { path: &self.path, inner: self.inner.decode_stream(true) }
+    }
+
     /// What one token stands for, special tokens by name; empty for an id that no token has.
     ///
     /// A token that is part of a character becomes U+FFFD, so that joined texts can differ from
@@ -79,6 +89,22 @@ impl Tokenizer {
     /// File that the tokenizer was read from.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// A text that grows token by token.
+pub struct TextStream<'a> {
+    path: &'a Path,
+    inner: DecodeStream<'a, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>,
+}
+
+impl TextStream<'_> {
+    /// What `id` adds to the text; `None` while a character is incomplete.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::decode`].
+    pub fn push(&mut self, id: u32) -> Result<Option<String>, Error> {
+        self.inner.step(id).map_err(|error| problem(self.path, &*error))
     }
 }
 
@@ -130,6 +156,10 @@ pub(crate) mod tests {
         let texts: Vec<String> = ids.iter().map(|&id| tokenizer.token_text(id)).collect();
         assert_eq!(texts, ["\u{fffd}", "\u{fffd}", "\n", "\n", "<|im_end|>"]);
         assert_eq!(tokenizer.token_text(9999), "");
+        let mut stream = tokenizer.text_stream();
+        let pieces: Vec<Option<String>> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        // The first byte of a character says nothing yet, the token that ends the turn never does.
+        assert_eq!(pieces, [None, Some("é".into()), Some("\n".into()), Some("\n".into()), None]);
     }
 
     #[test]
