@@ -200,6 +200,31 @@ fn completion_log_probs_and_entropy() {
     }
 }
 
+/// Half precision computes the same model, to as many digits as it has: 8 bits of bfloat16, 11 of float16, less what a
+/// few layers of rounding add up to.
+#[test]
+fn half_precision() {
+    for (dir, cases) in models() {
+        for (dtype, tolerance) in [(FloatDType::BF16, 3e-2), (FloatDType::F16, 3e-3)] {
+            let model = QwenVl::from_dir_as(&dir, dtype, &Device::flex()).unwrap();
+            for case in &cases {
+                let scores = model.score(&scored(case), 1.0, &everything(&model), None).unwrap();
+                let found = real(case, "completion_mask", &values(scores.log_probs));
+                let expected = real(case, "completion_mask", &case.tensors.f32("completion_logps").1);
+                let error = relative_error(&found, &expected);
+                println!("{:40} {dtype:?} log-probs {error:.1e}", case.name);
+                // Too good would mean that it was computed in float32.
+                assert!(error > 1e-5 && error < tolerance, "{} {dtype:?}: {error:.1e}", case.name);
+                let prompts: Vec<&Prompt> = case.rows.iter().map(|(prompt, _)| prompt).collect();
+                let mask = everything(&model);
+                let greedy = Generation { max_new_tokens: 3, ..greedy(&mask) };
+                let drawn = model.generate(&prompts, 1, &greedy).unwrap();
+                assert!(drawn.iter().all(|group| group[0].log_probs.iter().all(|log_prob| log_prob.is_finite())));
+            }
+        }
+    }
+}
+
 /// Completions that share a prompt are scored as if each had the prompt to itself.
 #[test]
 fn a_shared_prompt_changes_nothing() {
@@ -470,6 +495,10 @@ fn policy_gradients() {
     assert!(checked > 0, "no end-to-end case");
 }
 
+fn greedy(mask: &TokenMask) -> Generation<'_> {
+    Generation { sampling: Sampling::GREEDY, max_new_tokens: 1, stop_tokens: &[], mask, seed: 0, first_stream: 0 }
+}
+
 #[test]
 fn greedy_tokens() {
     for (dir, cases) in models() {
@@ -477,14 +506,7 @@ fn greedy_tokens() {
         let mask = everything(&model);
         for case in &cases {
             let (shape, expected) = case.tensors.i64("greedy_ids");
-            let options = Generation {
-                sampling: Sampling::GREEDY,
-                max_new_tokens: shape[1],
-                stop_tokens: &[],
-                mask: &mask,
-                seed: 0,
-                first_stream: 0,
-            };
+            let options = Generation { max_new_tokens: shape[1], ..greedy(&mask) };
             let prompts: Vec<&Prompt> = case.rows.iter().map(|(prompt, _)| prompt).collect();
             let found: Vec<i64> = model
                 .generate(&prompts, 1, &options)

@@ -305,6 +305,28 @@ mod tests {
     }
 
     #[test]
+    fn a_model_of_text_alone_needs_no_image_settings() {
+        let dir = directory();
+        std::fs::remove_file(dir.path().join("preprocessor_config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(CONFIG).unwrap();
+        let mut text = config["text_config"].take();
+        text["model_type"] = "qwen3".into();
+        std::fs::write(dir.path().join("config.json"), text.to_string()).unwrap();
+        let generation = r#"{"eos_token_id": [257, 256], "pad_token_id": 256, "do_sample": true, "top_k": 5}"#;
+        std::fs::write(dir.path().join("generation_config.json"), generation).unwrap();
+        let processor = Processor::from_dir(dir.path()).unwrap();
+        assert!(!processor.prompt(&[Message::user("x")], &[]).unwrap().input_ids.is_empty());
+        assert!(matches!(processor.image(&RgbImage::new(4, 4)), Err(Error::NoVision { .. })));
+        let image = self::processor().image(&RgbImage::new(4, 4)).unwrap();
+        assert!(matches!(processor.prompt(&[Message::user("x")], &[image]), Err(Error::NoVision { .. })));
+        assert_eq!(processor.stop_tokens(), [257, 256]);
+        assert_eq!(processor.sampling(), Sampling { top_k: 5, ..Sampling::at(1.0) });
+        // Padding, and the rows of the embedding table that no token has.
+        let unspeakable: Vec<u32> = processor.unspeakable().collect();
+        assert_eq!(unspeakable, [[256].as_slice(), &(262..272).collect::<Vec<u32>>()].concat());
+    }
+
+    #[test]
     fn images_and_placeholders_must_match() {
         let processor = processor();
         let image = processor.image(&RgbImage::new(4, 4)).unwrap();
