@@ -107,7 +107,14 @@ fn panel(
         .x_label_area_size(40)
         .y_label_area_size(54)
         .build_cartesian_2d(0.0..last, 0.0..1.0)?;
-    chart.configure_mesh().x_desc(x).y_desc(y).light_line_style(WHITE).label_style(("sans-serif", 14)).draw()?;
+    chart
+        .configure_mesh()
+        .x_desc(x)
+        .y_desc(y)
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .light_line_style(WHITE)
+        .label_style(("sans-serif", 14))
+        .draw()?;
     for (number, run) in curves.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
         chart
