@@ -157,8 +157,10 @@ fn sampled_tokens_score_as_they_were_drawn() {
         .iter()
         .map(|text| processor.prompt(&[Message::user(*text)], &[]).unwrap())
         .collect();
-    for temperature in [0.6, 1.0, 1.7] {
-        let options = Generation { sampling: Sampling::at(temperature), ..generation(&mask, 12) };
+    let filtered = Sampling { top_k: 3, top_p: 0.95, min_p: 0.01, ..Sampling::at(1.2) };
+    for sampling in [Sampling::at(0.6), Sampling::at(1.0), Sampling::at(1.7), filtered] {
+        let temperature = sampling.temperature;
+        let options = Generation { sampling, ..generation(&mask, 12) };
         let drawn = model.generate(&prompts.iter().collect::<Vec<_>>(), 4, &options).unwrap();
         let batch: Vec<Scored<'_>> = prompts
             .iter()

@@ -157,6 +157,9 @@ fn adapters_and_merged_weights_survive_their_files() {
         adapted.save_adapter(&adapter, "somewhere/base").unwrap();
         let again = base.clone().with_adapter(&adapter).unwrap();
         assert_eq!(logits(&again.valid()), expected);
+        // To be asked only, without autodiff.
+        let asked = QwenVl::from_dir(&dir, &Device::flex()).unwrap().with_adapter(&adapter).unwrap();
+        assert_eq!(logits(&asked), expected);
         assert_eq!(again.lora().unwrap().rank, RANK);
 
         adapted.save(&merged, &dir, SaveOptions::default()).unwrap();

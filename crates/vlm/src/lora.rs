@@ -348,7 +348,12 @@ impl ModuleMapper for Fill {
         let Some(factors) = self.factors.get_mut(&weight) else { return param };
         let values = std::mem::take(if factor == "a" { &mut factors.a } else { &mut factors.b });
         let (shape, device, dtype) = (param.shape(), param.val().device(), param.val().dtype());
-        param.map(|_| Tensor::from_data(TensorData::new(values, shape), (&device, dtype)).require_grad())
+        // They are trained where there is autodiff at all.
+        let trained = param.is_require_grad();
+        param.map(|_| {
+            let factor = Tensor::from_data(TensorData::new(values, shape), (&device, dtype));
+            if trained { factor.require_grad() } else { factor }
+        })
     }
 }
 
