@@ -12,6 +12,7 @@
 //!    completions, in scoring too.
 //!
 //! [`parameters`] lists them by their published names; [`QwenVl::save`] writes a directory that transformers loads.
+//! [`MemoryPlan`] says what all of it takes, before anything is loaded.
 
 mod chat;
 mod config;
@@ -19,6 +20,7 @@ mod error;
 mod generate;
 mod initialize;
 mod lora;
+mod memory;
 mod model;
 mod parameters;
 mod preprocess;
@@ -37,6 +39,7 @@ pub use config::{ModelConfig, RopeScaling, TextConfig, Tower, VisionConfig};
 pub use error::{Error, WeightProblem};
 pub use generate::{Generated, Generation};
 pub use lora::LoraConfig;
+pub use memory::{MemoryPlan, Trained, Workload};
 pub use model::{AttentionPoint, CompletionScores, LastAttention, QwenVl, Scored, TokenMask};
 pub use parameters::{Component, Parameter, parameters};
 pub use preprocess::{Grid, ImageProcessor, ProcessedImage, decode_image, read_image, read_image_size, smart_resize};

@@ -266,7 +266,7 @@ impl PeftConfig {
 }
 
 /// The weights that can have an adapter: those of linear layers in the decoder and in the blocks of the vision tower.
-fn layers(model: &QwenVl) -> Vec<Parameter> {
+pub(crate) fn layers(model: &QwenVl) -> Vec<Parameter> {
     let mut found = parameters(model);
     found.retain(|parameter| {
         matches!(parameter.component, Component::Decoder | Component::Vision)
@@ -276,7 +276,7 @@ fn layers(model: &QwenVl) -> Vec<Parameter> {
     found
 }
 
-fn last_name(layer: &Parameter) -> &str {
+pub(crate) fn last_name(layer: &Parameter) -> &str {
     layer.stored.trim_end_matches(".weight").rsplit('.').next().unwrap_or_default()
 }
 

@@ -144,7 +144,41 @@ impl ModuleVisitor for Visitor {
         }
         let renamed = |(ours, published): &(&str, &str)| Some(format!("{published}{}", stored.strip_prefix(ours)?));
         let name = self.renames.iter().find_map(renamed).unwrap_or_else(|| stored.clone());
-        let (component, trainable) = (Component::of(&stored), param.is_require_grad());
+        // Asking a parameter without a value for anything else makes the value. It is as burn makes parameters: trained.
+        let trainable =
+            if param.is_initialized() { param.is_require_grad() } else { param.lazy_device().is_autodiff() };
+        let component = Component::of(&stored);
         self.found.push(Parameter { name, shape, component, trainable, adapter, id: param.id, stored, linear });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use burn::tensor::Device;
+
+    use super::*;
+
+    struct NoneIsMade;
+
+    impl ModuleVisitor for NoneIsMade {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            assert!(!param.is_initialized());
+        }
+    }
+
+    #[test]
+    fn a_list_makes_no_values() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/qwen2.5-small");
+        let config = ModelConfig::from_dir(&directory).unwrap();
+        for (device, trained) in [(Device::flex(), false), (Device::flex().autodiff(), true)] {
+            let model = QwenVl::new_lazy(&config, &device);
+            let listed = parameters(&model);
+            assert!(listed.len() > 50 && listed.iter().all(|parameter| parameter.trainable == trained));
+            model.visit(&mut NoneIsMade);
+        }
     }
 }

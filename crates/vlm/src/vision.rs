@@ -174,12 +174,7 @@ impl VisionTower {
         let merge = self.config.spatial_merge_size;
         let patches = grid.patches();
         let patch_length = images[0].pixel_values.len() / patches;
-        let windows = match &self.config.tower {
-            Tower::Qwen3 { .. } => None,
-            Tower::Qwen2_5 { window_size, .. } => {
-                Some(Windows::new(grid, merge, window_size / (self.config.patch_size * merge)))
-            }
-        };
+        let windows = Windows::of(&self.config, grid);
         // Patches of a window lie side by side from here to the merger.
         let order: Vec<usize> = windows.as_ref().map_or_else(
             || (0..patches).collect(),
@@ -276,6 +271,17 @@ struct Windows {
 }
 
 impl Windows {
+    /// Those of a tower that has some.
+    fn of(config: &VisionConfig, grid: Grid) -> Option<Self> {
+        let merge = config.spatial_merge_size;
+        match &config.tower {
+            Tower::Qwen3 { .. } => None,
+            Tower::Qwen2_5 { window_size, .. } => {
+                Some(Self::new(grid, merge, window_size / (config.patch_size * merge)))
+            }
+        }
+    }
+
     /// `side` is that of a window in visual tokens.
     fn new(grid: Grid, merge: usize, side: usize) -> Self {
         let (rows, columns) = (grid.t * grid.h / merge, grid.w / merge);
@@ -305,6 +311,18 @@ impl Windows {
         }
         Tensor::from_data(TensorData::new(rows, [images * tokens]), device)
     }
+}
+
+/// Attention scores of one head in every block, for an image of this size.
+pub(crate) fn attention_scores(config: &VisionConfig, grid: Grid) -> Vec<usize> {
+    let whole = grid.patches().pow(2);
+    let windowed = Windows::of(config, grid)
+        .map_or(whole, |windows| windows.spans.iter().map(|span| span.count * span.patches.pow(2)).sum());
+    let scores = |block| match &config.tower {
+        Tower::Qwen2_5 { fullatt_block_indexes, .. } if !fullatt_block_indexes.contains(&block) => windowed,
+        _ => whole,
+    };
+    (0..config.depth).map(scores).collect()
 }
 
 fn concatenate(mut batches: Vec<VisionFeatures>) -> VisionFeatures {

@@ -1,0 +1,488 @@
+//! What a model, its training and its generation take, known from the configuration alone.
+//!
+//! The plan counts tensors: those that burn's autodiff keeps for the backward pass of each operation in `text.rs`,
+//! `vision.rs` and `model.rs`, and the largest set of short-lived ones beside them. It knows these rules of burn:
+//!
+//! - A product keeps each factor whose partner has a gradient, a quotient both sides, `exp` and `tanh` their input. Sums,
+//!   casts, slices, reshapes and products with a number keep nothing. Views share their tensor's bytes, a reshape of a
+//!   transposed tensor is a copy, and what nobody else holds is overwritten in place.
+//! - What an operation kept is released once its backward step has run; steps run from the deepest to the shallowest.
+//!
+//! What it leaves out is small against these tensors: rotary tables, masks, indices, the nodes of the graph, the work
+//! space of a matrix product, and the pixels that a prompt holds.
+
+use std::fmt;
+
+use burn::tensor::{DType, Device, FloatDType};
+
+use crate::config::{Tower, VisionConfig};
+use crate::lora::{last_name, layers};
+use crate::parameters::{Component, Parameter, parameters};
+use crate::vision::attention_scores;
+use crate::{Grid, LoraConfig, ModelConfig, QwenVl};
+
+/// Bytes of a float32, the type of scores, softmax and logits whatever the weights have.
+const SINGLE: u64 = 4;
+/// Bytes of a candidate in the sampler: a token id and a weight.
+const CANDIDATE: u64 = 16;
+
+/// What runs at a time. All prompts are alike, and all completions have the same length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Prompts in one forward and backward pass.
+    pub prompts: usize,
+    /// Prompts whose completions are drawn together.
+    pub generation_prompts: usize,
+    /// Completions of each prompt: the group size.
+    pub completions: usize,
+    /// Tokens of a prompt beside those of its images.
+    pub text_tokens: usize,
+    /// Images of a prompt, in patches.
+    pub images: Vec<Grid>,
+    /// Tokens of each completion.
+    pub completion_tokens: usize,
+}
+
+/// What training changes: adapters where there are some, else every component that is not frozen.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Trained<'a> {
+    /// Components that stay as they are; they get no adapters either. All of them means no training at all.
+    pub frozen: &'a [Component],
+    /// Adapters of the decoder, and of the vision tower where it is not frozen.
+    pub lora: Option<&'a LoraConfig>,
+}
+
+/// Bytes that a model takes on one device: one micro-batch at a time, on one thread, with AdamW and no reference policy.
+///
+/// Not all of it is held at once: activations go as gradients come. [`Self::generation_peak`] and
+/// [`Self::training_peak`] are what has to fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Number of parameters, those of adapters included.
+    pub parameters: u64,
+    /// Number of those that are trained.
+    pub trained_parameters: u64,
+    /// All weights.
+    pub weights: u64,
+    /// Copies of the weights that have an adapter with the adapter merged into them, while completions are drawn.
+    pub merged_weights: u64,
+    /// One gradient for each trained parameter.
+    pub gradients: u64,
+    /// AdamW's two moments for each trained parameter.
+    pub optimizer: u64,
+    /// Keys and values of prompts and completions while completions are drawn.
+    pub kv_cache: u64,
+    /// What vision tower and decoder keep for the backward pass, composed weights of adapters included.
+    pub activations: u64,
+    /// What the distributions over the vocabulary take in the backward pass.
+    pub logits: u64,
+    generation_peak: u64,
+    training_peak: u64,
+}
+
+impl MemoryPlan {
+    /// The plan for a model of this configuration whose weights have the type `dtype`. None of them is made.
+    #[must_use]
+    pub fn new(config: &ModelConfig, workload: &Workload, trained: Trained<'_>, dtype: FloatDType) -> Self {
+        let model = QwenVl::new_lazy(config, &Device::default());
+        let bytes = DType::from(dtype).size() as u64;
+        Counter { config, workload, trained, bytes, parameters: parameters(&model), layers: layers(&model) }.plan()
+    }
+
+    /// The most that is held while completions are drawn. The optimizer's moments are: they stay where they are.
+    #[must_use]
+    pub fn generation_peak(&self) -> u64 {
+        self.generation_peak
+    }
+
+    /// The most that is held in a forward and backward pass and the optimizer's step; 0 where nothing is trained.
+    #[must_use]
+    pub fn training_peak(&self) -> u64 {
+        self.training_peak
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<20}{:>14}", "parameters", self.parameters)?;
+        writeln!(f, "{:<20}{:>14}", "trained", self.trained_parameters)?;
+        for (name, bytes) in [
+            ("weights", self.weights),
+            ("merged weights", self.merged_weights),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("KV cache", self.kv_cache),
+            ("activations", self.activations),
+            ("logits", self.logits),
+            ("generation, peak", self.generation_peak),
+            ("training, peak", self.training_peak),
+        ] {
+            writeln!(f, "{name:<20}{:>14}", human(bytes))?;
+        }
+        Ok(())
+    }
+}
+
+/// `1.50 GiB`, or `12.3 MiB` below one GiB.
+fn human(bytes: u64) -> String {
+    let mebibytes = bytes as f64 / f64::from(1 << 20);
+    if mebibytes < 1024.0 { format!("{mebibytes:.1} MiB") } else { format!("{:.2} GiB", mebibytes / 1024.0) }
+}
+
+struct Counter<'a> {
+    config: &'a ModelConfig,
+    workload: &'a Workload,
+    trained: Trained<'a>,
+    /// Of one value of the weights' type.
+    bytes: u64,
+    parameters: Vec<Parameter>,
+    /// Weights of the linear layers in the towers: those that can have an adapter.
+    layers: Vec<Parameter>,
+}
+
+/// What one tower takes in a micro-batch.
+#[derive(Default)]
+struct Tape {
+    /// Kept from the forward to the backward pass.
+    kept: u64,
+    /// Short-lived in one layer's backward pass.
+    transient: u64,
+    /// Gradients of weights that wait for the end of the backward pass beside those that are done.
+    waiting: u64,
+}
+
+/// `rows` rows of each of `batches` sequences through the decoder.
+struct Pass {
+    batches: u64,
+    rows: u64,
+}
+
+/// Sizes of the decoder.
+struct Sizes {
+    hidden: u64,
+    inner: u64,
+    /// All query heads together.
+    query: u64,
+    /// All key heads together.
+    key: u64,
+    heads: u64,
+    layers: u64,
+    vocabulary: u64,
+}
+
+impl Counter<'_> {
+    fn plan(&self) -> MemoryPlan {
+        let adapters: u64 = self.adapted().map(|(layer, rank)| rank * layer.shape.iter().sum::<usize>() as u64).sum();
+        let base = count(&self.parameters);
+        let trained = adapters + Component::ALL.map(|component| self.trained_weights(component)).iter().sum::<u64>();
+        let weights = self.bytes * (base + adapters);
+        let merged_weights = self.bytes * self.adapted().map(|(layer, _)| layer.count() as u64).sum::<u64>();
+        let (gradients, optimizer) = (self.bytes * trained, 2 * self.bytes * trained);
+        let (vision, decoder) = (self.vision(), self.decoder());
+        let (kv_cache, generation) = self.generation();
+        let if_training = |bytes| if trained == 0 { 0 } else { bytes };
+        MemoryPlan {
+            parameters: base + adapters,
+            trained_parameters: trained,
+            weights,
+            merged_weights,
+            gradients,
+            optimizer,
+            kv_cache,
+            activations: if_training(vision.kept + decoder.kept),
+            logits: if_training(5 * self.distributions()),
+            generation_peak: weights + optimizer + merged_weights + generation,
+            training_peak: if_training(weights + optimizer + self.step(gradients, &vision, &decoder)),
+        }
+    }
+
+    /// The most that a step holds beside weights and moments: activations go as gradients come, so the most is at the
+    /// start or the end of one of the parts that the backward pass goes through.
+    fn step(&self, gradients: u64, vision: &Tape, decoder: &Tape) -> u64 {
+        let sizes = self.sizes();
+        let distributions = self.distributions();
+        let narrow = if self.bytes == SINGLE { 0 } else { distributions * self.bytes / SINGLE };
+        let embeddings = self.bytes * self.trained_weights(Component::Embeddings);
+        // One gradient of the output head or the embedding table.
+        let table = if embeddings == 0 { 0 } else { self.bytes * sizes.vocabulary * sizes.hidden };
+        // The table's gradients from head, prompts and completions come one by one and are added at the end.
+        let uses = if self.config.tied() { 3 } else { 2 };
+        let of_towers = [Component::Vision, Component::Merger].map(|component| self.trained_weights(component));
+        let of_vision = self.bytes * of_towers.iter().sum::<u64>();
+        let kept = vision.kept + decoder.kept;
+        // Without an entropy bonus nothing consumes the graph of the entropy, which keeps the log-probabilities and the
+        // probabilities of the whole vocabulary until the loss goes out of scope.
+        let entropy = 2 * distributions;
+        [
+            // Backward through the distributions: shifted logits, log-probabilities and probabilities were kept, and two
+            // gradients of that size meet.
+            kept + 5 * distributions,
+            // The head's gradient out of that of the logits, which is cast to the weights' type before.
+            kept + entropy + distributions + narrow + table,
+            // First layer of the backward pass, last of the forward pass.
+            kept + entropy + table + decoder.transient,
+            // Last layer of the decoder's backward pass.
+            vision.kept + entropy + gradients - of_vision + decoder.waiting + decoder.transient.max(vision.transient),
+            // All gradients, and those that are still to be added.
+            gradients + entropy + decoder.waiting + table * (uses - 1),
+            // AdamW's step with the policy before it still held: one by one a new weight takes the place of a
+            // gradient, with both corrected moments beside it.
+            gradients + self.largest_trained(),
+            self.vision_forward(self.workload.prompts),
+        ]
+        .into_iter()
+        .max()
+        .unwrap_or(0)
+    }
+
+    /// One float32 for every completion token and vocabulary entry of a micro-batch.
+    fn distributions(&self) -> u64 {
+        let work = self.workload;
+        let rows = (work.prompts * work.completions * work.completion_tokens) as u64;
+        SINGLE * rows * self.sizes().vocabulary
+    }
+
+    /// The two forward passes of a micro-batch through the decoder.
+    fn passes(&self) -> [Pass; 2] {
+        let work = self.workload;
+        let (prompts, completions) = (work.prompts as u64, (work.prompts * work.completions) as u64);
+        // The last token of a completion predicts nothing and is not run.
+        let own = work.completion_tokens.saturating_sub(1) as u64;
+        [Pass { batches: prompts, rows: self.prompt_tokens() }, Pass { batches: completions, rows: own }]
+    }
+
+    fn decoder(&self) -> Tape {
+        let Sizes { hidden, inner, query, key, heads, layers, .. } = self.sizes();
+        let bytes = self.bytes;
+        let linear = |name: &str| self.has_gradient(Component::Decoder, name);
+        let any = |names: &[&str]| names.iter().any(|name| self.has_gradient(Component::Decoder, name));
+
+        // Of one token in one layer.
+        let norms = self.rms_norm(hidden, Component::Decoder, any(&["q_proj", "k_proj", "v_proj"]))
+            + self.rms_norm(hidden, Component::Decoder, any(&["gate_proj", "up_proj"]))
+            + if self.config.text_config.qk_norm { self.rms_norm(query + key, Component::Decoder, false) } else { 0 };
+        // The scaled query, key and value of the two products, and the input of the output projection.
+        let attention = bytes * (query + 2 * key + query * u64::from(linear("o_proj")));
+        // SwiGLU: gate, its sigmoid, their product, up, and the input of the down projection.
+        let mlp = bytes * inner * (4 + u64::from(linear("down_proj")));
+        let token = norms + attention + mlp;
+        // Softmax keeps the shifted scores and their exponentials in float32; the product with the values keeps the
+        // probabilities.
+        let score = 2 * SINGLE + bytes;
+
+        let [prompts, completions] = self.passes();
+        let (prompt, own) = (prompts.rows, completions.rows);
+        let prompt_scores = prompts.batches * heads * prompt.pow(2);
+        let queries = completions.batches * heads * own;
+        // Completions keep their query a second time, row by row for the product with the prompt's keys, and a copy of
+        // the probabilities for the product with its values.
+        let copies = completions.batches * own * bytes * query + queries * prompt * bytes;
+        let completion_scores = queries * (prompt + own);
+        let rows = prompts.batches * prompt + completions.batches * own;
+        let layer = rows * token + (prompt_scores + completion_scores) * score + copies;
+        let last_norm = rows * self.rms_norm(hidden, Component::Decoder, false);
+
+        let (mut composed, mut waiting, mut largest) = (0, 0, 0);
+        for weight in
+            self.layers.iter().filter(|layer| layer.component == Component::Decoder && linear(last_name(layer)))
+        {
+            let size = bytes * weight.count() as u64;
+            let columns = weight.shape[0] as u64;
+            let passes = || [&prompts, &completions].into_iter().filter(|pass| pass.rows > 0);
+            let broadcast = || passes().filter(|pass| pass.broadcasts(columns));
+            // Weights with an adapter are composed anew in each pass and kept for the gradient of its input.
+            composed += if self.trained.lora.is_some() { size * passes().count() as u64 } else { 0 };
+            // The gradient of a composed or broadcast weight belongs to a shallow node of its own in each pass, which
+            // comes last in the backward pass; one of them is counted as the parameter's gradient.
+            let nodes = if self.trained.lora.is_some() { passes().count() } else { broadcast().count() };
+            let own = self.trained.lora.is_none() && nodes == passes().count();
+            waiting += size * (nodes as u64 - u64::from(own));
+            // A broadcast weight has one gradient for every sequence before they are added.
+            largest = largest.max(size * broadcast().map(|pass| pass.batches).max().unwrap_or(1));
+        }
+        Tape {
+            kept: layers * layer + last_norm + composed,
+            // Two gradients as large as the scores, or as the hidden states of the SwiGLU.
+            transient: (2 * SINGLE * (prompt_scores + completion_scores)).max(2 * bytes * inner * rows).max(largest),
+            waiting,
+        }
+    }
+
+    fn vision(&self) -> Tape {
+        let Some(vision) = &self.config.vision_config else { return Tape::default() };
+        let bytes = self.bytes;
+        let (hidden, inner) = (vision.hidden_size as u64, vision.intermediate_size as u64);
+        let linear = |name: &str| self.has_gradient(Component::Vision, name);
+        let patches = self.patches(self.workload.prompts);
+        let scores = self.vision_scores(vision, self.workload.prompts);
+        let adapted = self.adapted().filter(|(layer, _)| layer.component == Component::Vision);
+        let composed = bytes * adapted.map(|(layer, _)| layer.count() as u64).sum::<u64>();
+        let whole = self.is_trained(Component::Vision);
+        let blocks_trained = whole || composed > 0;
+
+        let norm = |component, read_by_linear| match &vision.tower {
+            Tower::Qwen2_5 { .. } => self.rms_norm(hidden, component, read_by_linear),
+            // LayerNorm computes in float32 and keeps the centred input and, for its scale, the normalised one.
+            Tower::Qwen3 { .. } => {
+                hidden * (SINGLE * (1 + u64::from(self.is_trained(component))) + bytes * u64::from(read_by_linear))
+            }
+        };
+        let (mlp, mergers) = match &vision.tower {
+            // As in the decoder.
+            Tower::Qwen2_5 { .. } => (
+                norm(Component::Vision, linear("gate_proj") || linear("up_proj"))
+                    + bytes * inner * (4 + u64::from(linear("down_proj"))),
+                1,
+            ),
+            // GELU by tanh: its input, that of tanh, one plus tanh, and the input of the second layer.
+            Tower::Qwen3 { deepstack_visual_indexes, .. } => (
+                norm(Component::Vision, linear("linear_fc1")) + bytes * inner * (3 + u64::from(linear("linear_fc2"))),
+                1 + deepstack_visual_indexes.len() as u64,
+            ),
+        };
+        // Query, key and value, and the input of the projection.
+        let attention = norm(Component::Vision, linear("qkv")) + bytes * hidden * (3 + u64::from(linear("proj")));
+        let mut tape = Tape::default();
+        if blocks_trained {
+            let pixels = (vision.in_channels * vision.temporal_patch_size * vision.patch_size.pow(2)) as u64;
+            let depth = vision.depth as u64;
+            tape.kept += patches * (depth * (attention + mlp) + bytes * pixels * u64::from(whole))
+                + scores.iter().sum::<u64>() * (2 * SINGLE + bytes)
+                + composed;
+            let most = scores.into_iter().max().unwrap_or(0);
+            tape.transient = (2 * SINGLE * most).max(2 * bytes * inner * patches);
+        }
+        let merger_trained = self.is_trained(Component::Merger);
+        if blocks_trained || merger_trained {
+            // Normalised patches, the input of GELU, and that of the second layer.
+            let merger = norm(Component::Merger, merger_trained) + bytes * hidden * (1 + u64::from(merger_trained));
+            tape.kept += mergers * patches * merger;
+        }
+        tape
+    }
+
+    /// What the tower takes in a forward pass that keeps nothing: in its attention the stream, its projection to query,
+    /// key and value and those three apart, with scores and probabilities; or in its MLP the stream, its norm and three
+    /// hidden states.
+    fn vision_forward(&self, prompts: usize) -> u64 {
+        let Some(vision) = &self.config.vision_config else { return 0 };
+        let (hidden, inner) = (vision.hidden_size as u64, vision.intermediate_size as u64);
+        let row = self.bytes * self.patches(prompts);
+        let scores = self.vision_scores(vision, prompts).into_iter().max().unwrap_or(0);
+        (row * 7 * hidden + 2 * SINGLE * scores).max(row * (2 * hidden + 3 * inner))
+    }
+
+    /// The cache of keys and values, and the most that generation holds beside the weights, that cache included.
+    fn generation(&self) -> (u64, u64) {
+        let Sizes { hidden, inner, query, key, heads, layers, vocabulary } = self.sizes();
+        let bytes = self.bytes;
+        let prompts = self.workload.generation_prompts as u64;
+        let completions = prompts * self.workload.completions as u64;
+        let (prompt, own) = (self.prompt_tokens(), self.workload.completion_tokens as u64);
+        let tokens = prompts * prompt;
+        let cached = 2 * bytes * key * layers;
+        let (of_prompts, kv_cache) = (cached * tokens, cached * (tokens + completions * own));
+        // The last layer of the prompts, with queries and keys from before the rotary embedding held to its end. In its
+        // attention: the stream, the query twice more, scores and probabilities; in its MLP: the stream, its norm and
+        // three hidden states.
+        let attention = bytes * tokens * (hidden + 3 * query + key) + 2 * SINGLE * prompts * heads * prompt.pow(2);
+        let mlp = bytes * tokens * (2 * hidden + query + key + 3 * inner);
+        let prefill = of_prompts + attention.max(mlp);
+        // One token of every completion: the prompts' hidden states stay, logits are there as they come, on the host,
+        // and of the token before; a layer holds scores three times and three hidden states.
+        let logits = 3 * SINGLE * completions * vocabulary + CANDIDATE * vocabulary;
+        let layer = completions * (3 * SINGLE * heads * (prompt + own) + 3 * bytes * inner);
+        let decode = kv_cache + bytes * tokens * hidden + logits + layer;
+        let vision = self.vision_forward(self.workload.generation_prompts);
+        (kv_cache, vision.max(prefill).max(decode))
+    }
+
+    /// What RMSNorm keeps of a row of `width` values: the input; the same in float32 where that is another type, for its
+    /// square; the normalised input for the gradient of the scale; and the output where a linear layer reads it whose
+    /// weight has a gradient.
+    fn rms_norm(&self, width: u64, component: Component, read_by_linear: bool) -> u64 {
+        let squared = if self.bytes == SINGLE { 0 } else { SINGLE };
+        let kept = 1 + u64::from(self.is_trained(component)) + u64::from(read_by_linear);
+        width * (self.bytes * kept + squared)
+    }
+
+    /// Attention scores of each block of the tower, over all heads and images.
+    fn vision_scores(&self, vision: &VisionConfig, prompts: usize) -> Vec<u64> {
+        let mut total = vec![0; vision.depth];
+        for &grid in &self.workload.images {
+            for (total, scores) in total.iter_mut().zip(attention_scores(vision, grid)) {
+                *total += (prompts * vision.num_heads * scores) as u64;
+            }
+        }
+        total
+    }
+
+    fn patches(&self, prompts: usize) -> u64 {
+        (prompts * self.workload.images.iter().map(|grid| grid.patches()).sum::<usize>()) as u64
+    }
+
+    fn prompt_tokens(&self) -> u64 {
+        let merge = self.config.vision_config.as_ref().map_or(1, |vision| vision.spatial_merge_size);
+        let visual: usize = self.workload.images.iter().map(|grid| grid.visual_tokens(merge)).sum();
+        (self.workload.text_tokens + visual) as u64
+    }
+
+    fn sizes(&self) -> Sizes {
+        let text = &self.config.text_config;
+        Sizes {
+            hidden: text.hidden_size as u64,
+            inner: text.intermediate_size as u64,
+            query: (text.num_attention_heads * text.head_dim) as u64,
+            key: (text.num_key_value_heads * text.head_dim) as u64,
+            heads: text.num_attention_heads as u64,
+            layers: text.num_hidden_layers as u64,
+            vocabulary: text.vocab_size as u64,
+        }
+    }
+
+    /// Whether the component's weights themselves are trained.
+    fn is_trained(&self, component: Component) -> bool {
+        self.trained.lora.is_none() && !self.trained.frozen.contains(&component)
+    }
+
+    /// Whether the weight of a linear layer in one of the towers has a gradient, be it its own or its adapter's.
+    fn has_gradient(&self, component: Component, name: &str) -> bool {
+        let targeted = |lora: &LoraConfig| lora.target_modules.iter().any(|target| target == name);
+        !self.trained.frozen.contains(&component) && self.trained.lora.is_none_or(targeted)
+    }
+
+    /// Layers that have an adapter, and its rank.
+    fn adapted(&self) -> impl Iterator<Item = (&Parameter, u64)> {
+        let rank = self.trained.lora.map(|lora| lora.rank as u64);
+        let layers = self.layers.iter().filter(|layer| self.has_gradient(layer.component, last_name(layer)));
+        layers.filter_map(move |layer| Some((layer, rank?)))
+    }
+
+    /// Number of the component's own weights that are trained.
+    fn trained_weights(&self, component: Component) -> u64 {
+        let trained = self.is_trained(component);
+        count(self.parameters.iter().filter(|parameter| trained && parameter.component == component))
+    }
+
+    fn largest_trained(&self) -> u64 {
+        let whole = self.parameters.iter().filter(|parameter| self.is_trained(parameter.component));
+        let factor = |(layer, rank): (&Parameter, u64)| rank * layer.shape.iter().copied().max().unwrap_or(0) as u64;
+        let counts = whole.map(|parameter| parameter.count() as u64).chain(self.adapted().map(factor));
+        self.bytes * counts.max().unwrap_or(0)
+    }
+}
+
+impl Pass {
+    /// Whether burn multiplies each sequence with a broadcast copy of a weight of so many columns instead of all rows
+    /// with the weight: `MatmulTransformPolicy::BetterTiling`.
+    fn broadcasts(&self, columns: u64) -> bool {
+        const ROW_TILE: u64 = 32;
+        let squareness = |rows: u64| (rows.min(columns), rows.max(columns));
+        let ((low, high), (merged_low, merged_high)) = (squareness(self.rows), squareness(self.batches * self.rows));
+        self.batches == 1 || self.rows.is_multiple_of(ROW_TILE) || merged_low * high <= low * merged_high
+    }
+}
+
+fn count<'a>(parameters: impl IntoIterator<Item = &'a Parameter>) -> u64 {
+    parameters.into_iter().map(|parameter| parameter.count() as u64).sum()
+}

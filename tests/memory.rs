@@ -1,0 +1,234 @@
+//! The memory plan against the bytes that are allocated.
+//!
+//! `cargo test --test memory -- --nocapture` prints the table of docs/memory.md.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use burn::module::Module;
+use burn::optim::AdamWConfig;
+use burn::tensor::{Device, FloatDType};
+use firesight_rl::{Algorithm, Completion, Group, Loss, Options, Reward, Sampler, Sampling, Trainer, Uniform};
+use firesight_train::{VlmPolicy, VlmPrompt};
+use firesight_vlm::{
+    Component, Grid, LoraConfig, MemoryPlan, ModelConfig, ProcessedImage, Processor, Prompt, QwenVl, SaveOptions,
+    Trained, Workload,
+};
+use image::RgbImage;
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
+
+/// Held by every test: another one at the same time would count its bytes, too.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Largest difference of plan and measurement, relative to the measurement: what the plan promises.
+const PROMISE: f64 = 0.2;
+/// What it is held to, so that no part of it can be forgotten unseen, beside the megabytes of what it leaves out.
+const TOLERANCE: f64 = 0.1;
+const LEFT_OUT: f64 = 1.0;
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// A prompt of token 1 and grey images.
+fn prompt(config: &ModelConfig, workload: &Workload) -> VlmPrompt {
+    let vision = config.vision_config.as_ref().unwrap();
+    let patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size.pow(2);
+    let mut prompt = Prompt { input_ids: vec![1; workload.text_tokens], images: Vec::new(), image_spans: Vec::new() };
+    for &grid in &workload.images {
+        let start = prompt.input_ids.len();
+        let end = start + grid.visual_tokens(vision.spatial_merge_size);
+        prompt.input_ids.resize(end, config.image_token_id.unwrap());
+        let pixel_values = vec![0.0; grid.patches() * patch].into();
+        prompt.images.push(ProcessedImage { pixel_values, grid, rgb: Arc::new(RgbImage::new(1, 1)) });
+        prompt.image_spans.push(start..end);
+    }
+    VlmPrompt::new(prompt, vision.patch_size * vision.spatial_merge_size)
+}
+
+/// Bytes at their peak.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    weights: usize,
+    generation: usize,
+    training: usize,
+}
+
+/// Makes a model, updates it twice, which is when the optimizer has its moments, and draws completions from it.
+fn measure(
+    config: &ModelConfig,
+    processor: &Arc<Processor>,
+    workload: &Workload,
+    trained: Trained<'_>,
+    model: impl FnOnce(&Device) -> QwenVl,
+) -> Measured {
+    let prompt = prompt(config, workload);
+    let length = workload.completion_tokens;
+    let completion =
+        Completion { tokens: vec![5; length], log_probs: vec![-6.0; length], text: String::new(), truncated: true };
+    let reward = |completion| Reward { total: completion as f32, parts: Vec::new() };
+    let group = Group {
+        prompt: prompt.clone(),
+        completions: vec![completion; workload.completions],
+        rewards: (0..workload.completions).map(reward).collect(),
+    };
+    let groups = vec![group; workload.prompts];
+    let prompts = vec![prompt; workload.generation_prompts];
+    let sampling = Sampling { temperature: 0.8, max_tokens: length, seed: 0, first_stream: 0 };
+    let options = Options {
+        group_size: workload.completions,
+        sampling,
+        prompts_per_sampling_batch: workload.generation_prompts,
+        groups_per_micro_batch: workload.prompts,
+        mini_batches: 1,
+        passes_per_rollout: 1,
+        max_gradient_norm: Some(1.0),
+        threads: 1,
+    };
+    let algorithm = Algorithm { loss: Loss { kl: None, ..Algorithm::grpo().loss }, ..Algorithm::grpo() };
+
+    let before = HEAP.current_usage();
+    let model = model(&Device::flex().autodiff());
+    let weights = HEAP.current_usage() - before;
+    let model = match trained.lora {
+        Some(lora) => model.with_lora(lora, !trained.frozen.contains(&Component::Vision), 0).unwrap(),
+        None => model.with_frozen(trained.frozen),
+    };
+    let policy = VlmPolicy::new(model, processor.clone()).unwrap();
+    let mut trainer = Trainer::new(policy, AdamWConfig::new().init(), algorithm, Uniform, options).unwrap();
+    let mut training = 0;
+    if trained.frozen != Component::ALL {
+        trainer.update(&groups, 1e-4).unwrap();
+        HEAP.reset_peak_usage();
+        assert_eq!(trainer.update(&groups, 1e-4).unwrap().optimizer_steps, 1);
+        training = HEAP.peak_usage() - before;
+    }
+    HEAP.reset_peak_usage();
+    trainer.policy.valid().materialize().sample(&prompts, workload.completions, sampling).unwrap();
+    Measured { weights, generation: HEAP.peak_usage() - before, training }
+}
+
+/// Prints a line of the table, and says what is too far off.
+fn compare(name: &str, plan: &MemoryPlan, measured: Measured, failures: &mut Vec<String>) {
+    // Weights are measured before they get adapters.
+    let adapters = if plan.merged_weights > 0 { plan.gradients } else { 0 };
+    let pairs = [
+        ("weights", plan.weights - adapters, measured.weights),
+        ("generation", plan.generation_peak(), measured.generation),
+        ("training", plan.training_peak(), measured.training),
+    ];
+    let [_, generation, training] = pairs.map(|(what, planned, measured)| {
+        let [planned, measured] = [planned as f64 / 1e6, measured as f64 / 1e6];
+        let shown = format!("{planned:.1} / {measured:.1}");
+        if (planned - measured).abs() > (PROMISE * measured).min(TOLERANCE * measured + LEFT_OUT) {
+            failures.push(format!("{name}: {what}: {shown} MB"));
+        }
+        if measured > 0.0 { shown } else { String::new() }
+    });
+    println!("| {name} | {generation} | {training} |");
+}
+
+fn lora() -> LoraConfig {
+    let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv", "proj"];
+    LoraConfig { rank: 8, alpha: 16.0, target_modules: targets.map(String::from).to_vec() }
+}
+
+#[test]
+fn the_plan_agrees_with_the_heap() {
+    let _alone = ALONE.lock();
+    let lora = lora();
+    let towers = [Component::Vision, Component::Merger];
+    let all = ("all", Trained::default());
+    let decoder = ("all but the tower", Trained { frozen: &towers, lora: None });
+    let adapters = ("LoRA", Trained { frozen: &towers, lora: Some(&lora) });
+    let adapters_everywhere = ("LoRA, tower too", Trained { frozen: &[], lora: Some(&lora) });
+    let nothing = ("nothing", Trained { frozen: &Component::ALL, lora: None });
+    let mut failures = Vec::new();
+    for family in ["qwen-small", "qwen2.5-small"] {
+        let directory = path("models").join(family);
+        let processor = Arc::new(Processor::from_dir(&directory).unwrap());
+        let small = ModelConfig::from_dir(&directory).unwrap();
+        let mut words = small.clone();
+        words.text_config.vocab_size = 8192;
+        let mut wide = small.clone();
+        wide.text_config.hidden_size = 256;
+        wide.text_config.intermediate_size = 768;
+        wide.text_config.num_hidden_layers = 4;
+        wide.tie_word_embeddings = false;
+        wide.text_config.tie_word_embeddings = false;
+        wide.vision_config.as_mut().unwrap().out_hidden_size = 256;
+
+        let mut heads = small.clone();
+        heads.text_config.num_attention_heads = 16;
+        heads.text_config.head_dim = 8;
+        heads.text_config.rope_scaling.mrope_section = [2, 1, 1];
+
+        let work = |prompts, completions, text_tokens, (h, w), completion_tokens| Workload {
+            prompts,
+            generation_prompts: 2 * prompts,
+            completions,
+            text_tokens,
+            images: vec![Grid { t: 1, h, w }],
+            completion_tokens,
+        };
+        let short = work(1, 8, 30, (8, 8), 24);
+        let long = work(1, 4, 300, (8, 8), 8);
+        let picture = work(2, 2, 30, (22, 18), 16);
+        let f32 = FloatDType::F32;
+        let bf16 = FloatDType::BF16;
+        let cases = [
+            ("small, short", &small, &short, f32, vec![all, decoder, adapters, adapters_everywhere, nothing]),
+            ("small, long prompt", &small, &long, f32, vec![decoder, adapters]),
+            ("small, large image", &small, &picture, f32, vec![all, adapters_everywhere, nothing]),
+            ("8192 words", &words, &work(1, 4, 30, (8, 8), 32), f32, vec![all, adapters]),
+            ("8192 words, short", &words, &work(1, 2, 10, (4, 4), 8), f32, vec![all, decoder]),
+            ("16 heads, long prompt", &heads, &work(1, 2, 300, (8, 8), 8), f32, vec![decoder, nothing]),
+            ("wide, short", &wide, &work(1, 2, 10, (4, 4), 8), f32, vec![all, adapters]),
+            ("wide, 32 rows", &wide, &work(2, 4, 10, (4, 4), 33), f32, vec![all, adapters]),
+            ("wide, two prompts", &wide, &work(2, 2, 60, (12, 8), 32), f32, vec![decoder, adapters_everywhere]),
+            // The CPU backend computes every product of bfloat16 in copies in float32, which the plan does not count
+            // and which is much of so small a model with a short prompt.
+            ("small, long prompt, bf16", &small, &long, bf16, vec![decoder, nothing]),
+            ("small, large image, bf16", &small, &picture, bf16, vec![all, adapters_everywhere]),
+        ];
+        let saved = tempfile::tempdir().unwrap();
+        let saved = saved.path().join("model");
+        QwenVl::new(&small, 0, &Device::flex()).save(&saved, &directory, SaveOptions::default()).unwrap();
+        // Thread pools and work space are allocated once.
+        measure(&small, &processor, &short, all.1, |device| QwenVl::new(&small, 0, device));
+        for (case, config, workload, dtype, choices) in cases {
+            for (choice, trained) in choices {
+                let measured = measure(config, &processor, workload, trained, |device| match dtype {
+                    FloatDType::BF16 => QwenVl::from_dir_as(&saved, dtype, device).unwrap(),
+                    _ => QwenVl::new(config, 0, device),
+                });
+                let plan = MemoryPlan::new(config, workload, trained, dtype);
+                compare(&format!("{family} | {case} | {choice}"), &plan, measured, &mut failures);
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn the_published_configurations_have_the_published_sizes() {
+    let _alone = ALONE.lock();
+    let workload = Workload {
+        prompts: 1,
+        generation_prompts: 1,
+        completions: 8,
+        text_tokens: 200,
+        images: Vec::new(),
+        completion_tokens: 512,
+    };
+    for (name, parameters) in [("qwen2.5-vl-3b", 3_754_622_976), ("qwen2.5-vl-7b", 8_292_166_656)] {
+        let config = ModelConfig::from_dir(&path("examples/configs/models").join(name)).unwrap();
+        let plan = MemoryPlan::new(&config, &workload, Trained::default(), FloatDType::BF16);
+        assert_eq!((plan.parameters, plan.trained_parameters), (parameters, parameters), "{name}");
+        assert_eq!((plan.weights, plan.optimizer), (2 * parameters, 4 * parameters), "{name}");
+    }
+}
