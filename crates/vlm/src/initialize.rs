@@ -70,7 +70,8 @@ impl ModuleMapper for Initializer<'_> {
         let values = self.values(shape.as_slice());
         let device = param.lazy_device();
         self.parameters += 1;
-        let tracked = param.is_require_grad();
-        param.map(|_| Tensor::from_data(TensorData::new(values, shape), &device).set_require_grad(tracked))
+        // A new parameter in the place of the lazy one, which would make its own value first if it were changed.
+        let value = Tensor::from_data(TensorData::new(values, shape), &device);
+        Param::initialized(param.id, if device.is_autodiff() { value.require_grad() } else { value })
     }
 }
