@@ -1,4 +1,4 @@
-//! How fast completions are drawn, beside `benches/peers`.
+//! How fast completions are drawn.
 //!
 //! ```sh
 //! RAYON_NUM_THREADS=1 cargo run --release --example bench_generate -- MODEL_DIRECTORY PROMPTS.json --suppress-from 998

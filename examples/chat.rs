@@ -99,7 +99,7 @@ fn main() -> anyhow::Result<()> {
     }
     let published = processor.sampling();
     let mut chat = Chat {
-        mask: model.token_mask(processor.unspeakable())?,
+        mask: model.token_mask(processor.suppressed_tokens())?,
         sampling: Sampling {
             temperature: options.temperature.unwrap_or(published.temperature),
             top_k: options.top_k.unwrap_or(published.top_k),

@@ -11,6 +11,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use firesight_rl::clip_global_norm;
 use firesight_vlm::{Component, Error, LoraConfig, Prompt, QwenVl, SaveOptions, Scored, WeightProblem, parameters};
+use safetensors::SafeTensors;
 use support::{Tensors, case_dirs, oracle_dir, relative_error};
 
 const ALPHA: f64 = 6.0;
@@ -113,6 +114,33 @@ fn a_fresh_adapter_changes_nothing_and_a_trained_one_nothing_but_itself() {
     }
 }
 
+/// Adapters of Qwen2.5-VL from before transformers 4.52 name its layers as its files do.
+#[test]
+fn published_names_are_read_as_well() {
+    let mut read = 0;
+    for dir in directories() {
+        let base = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
+        let adapted = trained(base.clone().with_lora(&config(), true, 2).unwrap());
+        let parent = tempfile::tempdir().unwrap();
+        let adapter = parent.path().join("adapter");
+        adapted.save_adapter(&adapter, "base").unwrap();
+        if adapted.config().model_type != "qwen2_5_vl" {
+            continue;
+        }
+        let file = adapter.join("adapter_model.safetensors");
+        let bytes = std::fs::read(&file).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let renamed = tensors.tensors().into_iter().map(|(name, view)| {
+            (name.replace("model.language_model.", "model.").replace("model.visual.", "visual."), view)
+        });
+        std::fs::write(&file, safetensors::serialize(renamed.collect::<Vec<_>>(), None).unwrap()).unwrap();
+        let again = base.with_adapter(&adapter).unwrap();
+        assert_eq!(logits(&again.valid()), logits(&adapted.valid()));
+        read += 1;
+    }
+    assert!(read > 0);
+}
+
 /// Against the gradient of the merged weight `W + scale * a b`: `da = scale * G bT`, `db = scale * aT G`.
 #[test]
 fn gradients_of_the_factors_follow_from_that_of_the_merged_weight() {
@@ -191,7 +219,15 @@ fn what_does_not_fit_is_named() {
     let stranger = LoraConfig { target_modules: vec!["c_attn".into()], ..config() };
     let error = base.clone().with_lora(&stranger, false, 0).unwrap_err().to_string();
     assert!(error.contains("c_attn") && error.contains("q_proj"), "{error}");
-    assert!(base.clone().with_lora(&LoraConfig { rank: 0, ..config() }, false, 0).is_err());
+    for useless in [
+        LoraConfig { rank: 0, ..config() },
+        LoraConfig { alpha: f64::NAN, ..config() },
+        LoraConfig { target_modules: Vec::new(), ..config() },
+        // A layer of the vision tower alone, which stays as it is.
+        LoraConfig { target_modules: vec!["qkv".into()], ..config() },
+    ] {
+        assert!(matches!(base.clone().with_lora(&useless, false, 0), Err(Error::Lora { .. })), "{useless:?}");
+    }
 
     let parent = tempfile::tempdir().unwrap();
     let adapter = parent.path().join("adapter");
@@ -213,6 +249,20 @@ fn what_does_not_fit_is_named() {
     let error = base.clone().with_adapter(&adapter).unwrap_err();
     let Error::Weights { problems, .. } = &error else { panic!("{error}") };
     assert!(problems.len() >= 10 && problems.iter().all(|problem| matches!(problem, WeightProblem::Shape { .. })));
+    std::fs::write(&config, text).unwrap();
+    // What an adapter holds beside the factors would be missed.
+    let file = adapter.join("adapter_model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let known = tensors.names()[0].to_owned();
+    let stranger = known.replace(".weight", ".bias");
+    let mut more = tensors.tensors();
+    more.push((stranger.clone(), tensors.tensor(&known).unwrap()));
+    std::fs::write(&file, safetensors::serialize(more, None).unwrap()).unwrap();
+    match base.clone().with_adapter(&adapter).unwrap_err() {
+        Error::Weights { problems, .. } => assert_eq!(problems, [WeightProblem::Superfluous { name: stranger }]),
+        other => panic!("{other}"),
+    }
     let name = Path::new("nowhere");
     assert!(base.with_adapter(name).unwrap_err().to_string().contains("nowhere"));
 }

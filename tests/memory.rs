@@ -132,9 +132,11 @@ fn compare(name: &str, plan: &MemoryPlan, measured: Measured, failures: &mut Vec
     println!("| {name} | {generation} | {training} |");
 }
 
-fn lora() -> LoraConfig {
-    let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv", "proj"];
-    LoraConfig { rank: 8, alpha: 16.0, target_modules: targets.map(String::from).to_vec() }
+/// Adapters in all linear layers of the decoder, and in those called `others`.
+fn lora(others: &[&str]) -> LoraConfig {
+    let decoder = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    let target_modules = decoder.iter().chain(others).map(ToString::to_string).collect();
+    LoraConfig { rank: 8, alpha: 16.0, target_modules }
 }
 
 #[test]
@@ -142,12 +144,12 @@ fn the_plan_agrees_with_the_heap() {
     let _alone = ALONE.lock();
     // The work space of a matrix product is each thread's own, and is made when a thread first gets work.
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global().unwrap();
-    let lora = lora();
+    let (lora, lora_everywhere) = (lora(&[]), lora(&["qkv", "proj"]));
     let towers = [Component::Vision, Component::Merger];
     let all = ("all", Trained::default());
     let decoder = ("all but the tower", Trained { frozen: &towers, lora: None });
     let adapters = ("LoRA", Trained { frozen: &towers, lora: Some(&lora) });
-    let adapters_everywhere = ("LoRA, tower too", Trained { frozen: &[], lora: Some(&lora) });
+    let adapters_everywhere = ("LoRA, tower too", Trained { frozen: &[], lora: Some(&lora_everywhere) });
     let nothing = ("nothing", Trained { frozen: &Component::ALL, lora: None });
     let mut failures = Vec::new();
     for family in ["qwen-small", "qwen2.5-small"] {
@@ -161,7 +163,6 @@ fn the_plan_agrees_with_the_heap() {
         wide.text_config.intermediate_size = 768;
         wide.text_config.num_hidden_layers = 4;
         wide.tie_word_embeddings = false;
-        wide.text_config.tie_word_embeddings = false;
         wide.vision_config.as_mut().unwrap().out_hidden_size = 256;
 
         let mut heads = small.clone();

@@ -532,6 +532,38 @@ fn weights(dir: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
         .collect()
 }
 
+/// Checkpoints that were written with the names that parameters have in memory, a whole file beside a stale index, and
+/// a configuration without what is as in the defaults.
+#[test]
+fn other_ways_to_write_a_checkpoint() {
+    let directories = support::case_dirs(&oracle_dir().join("models"));
+    let fits = |dir: &&PathBuf| {
+        support::json(&dir.join("config.json"))["model_type"] == "qwen2_5_vl" && dir.join("model.safetensors").is_file()
+    };
+    let dir = directories.iter().find(fits).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let mut config = support::json(&dir.join("config.json"));
+    config["vision_config"].as_object_mut().unwrap().remove("patch_size").unwrap();
+    config["vision_config"].as_object_mut().unwrap().remove("temporal_patch_size").unwrap();
+    std::fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::write(copy.path().join("model.safetensors.index.json"), r#"{"weight_map": {"x": "gone"}}"#).unwrap();
+    let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let renamed = tensors.tensors().into_iter().map(|(name, view)| {
+        let memory = match name.strip_prefix("model.") {
+            Some(rest) => format!("model.language_model.{rest}"),
+            None => format!("model.{name}"),
+        };
+        (memory, view)
+    });
+    let file = safetensors::serialize(renamed.collect::<Vec<_>>(), None).unwrap();
+    std::fs::write(copy.path().join("model.safetensors"), file).unwrap();
+    let prompt = Prompt { input_ids: vec![1, 2, 3], images: Vec::new(), image_spans: Vec::new() };
+    let logits =
+        |dir: &Path| values(QwenVl::from_dir(dir, &Device::flex()).unwrap().prompt_logits(&[&prompt]).unwrap());
+    assert_eq!(logits(copy.path()), logits(dir));
+}
+
 /// Writing and reading a model directory changes nothing, in one file or in shards; 16 bits round.
 #[test]
 fn weights_survive_a_round_trip() {

@@ -43,7 +43,8 @@ pub struct RunConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct Trainable {
     /// Whether the vision tower and its merger stay as they are. They do unless the configuration says otherwise: a
-    /// pretrained tower sees well enough, and training it takes the most memory.
+    /// pretrained tower sees well enough, and training it takes much memory. With adapters, whether the blocks of the
+    /// tower have some too; the merger never has.
     pub freeze_vision_tower: bool,
     /// Trains low-rank adapters instead of the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -287,6 +288,9 @@ impl RunConfig {
             if value == 0 {
                 return fail(key, "must be at least 1".into());
             }
+        }
+        if let Some(lora) = &self.trainable.lora {
+            lora.check().or_else(|(field, problem)| fail("trainable.lora", format!("{field} {problem}")))?;
         }
         if self.data.pictures.is_empty() {
             return fail("data.pictures", "must name at least one kind of picture".into());

@@ -72,10 +72,6 @@ impl Job {
     pub fn policy(&self, trainable: &Trainable, seed: u64) -> Result<VlmPolicy, Error> {
         let device = self.device.clone().autodiff();
         let pretrained = has_weights(&self.model);
-        let frozen = |key| Error::Setting {
-            key,
-            problem: format!("needs pretrained weights, and {} has none", self.model.display()),
-        };
         let mut model = if pretrained {
             QwenVl::from_dir(&self.model, &device)?.train()
         } else {
@@ -83,12 +79,14 @@ impl Job {
         };
         if let Some(lora) = &trainable.lora {
             if !pretrained {
-                return Err(frozen("trainable.lora"));
+                let problem = format!("needs pretrained weights, and {} has none", self.model.display());
+                return Err(Error::Setting { key: "trainable.lora", problem });
             }
             model = model.with_lora(lora, !trainable.freeze_vision_tower, seed)?;
         } else if trainable.freeze_vision_tower {
             if !pretrained {
-                return Err(frozen("trainable.freeze_vision_tower"));
+                let problem = format!("is true, which needs pretrained weights, and {} has none", self.model.display());
+                return Err(Error::Setting { key: "trainable.freeze_vision_tower", problem });
             }
             model = model.with_frozen(&[Component::Vision, Component::Merger]);
         }

@@ -68,7 +68,7 @@ impl VlmPolicy {
     /// # Errors
     /// When the tokenizer has ids that the model has no embedding for.
     pub fn new(model: QwenVl, processor: Arc<Processor>) -> Result<Self, firesight_vlm::Error> {
-        let mask = model.token_mask(processor.unspeakable())?;
+        let mask = model.token_mask(processor.suppressed_tokens())?;
         Ok(Self { model, speech: Arc::new(Speech { processor, mask }) })
     }
 

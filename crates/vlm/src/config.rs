@@ -27,8 +27,7 @@ pub struct ModelConfig {
     pub vision_start_token_id: Option<u32>,
     /// Closes an image.
     pub vision_end_token_id: Option<u32>,
-    /// Whether the output head is the embedding table. Some checkpoints write it here, some in `text_config`.
-    #[serde(default)]
+    /// Whether the output head is the embedding table. Some checkpoints write it in `text_config` only.
     pub tie_word_embeddings: bool,
 }
 
@@ -66,9 +65,6 @@ pub struct TextConfig {
     pub use_sliding_window: bool,
     /// End of a turn.
     pub eos_token_id: u32,
-    /// See [`ModelConfig::tie_word_embeddings`].
-    #[serde(default)]
-    pub tie_word_embeddings: bool,
     /// Standard deviation of a freshly made embedding table. Fresh linear layers start uniform in `1 / sqrt(inputs)`.
     #[serde(default = "default_initializer_range")]
     pub initializer_range: f64,
@@ -168,12 +164,6 @@ impl ModelConfig {
             serde_json::from_value(completed(written)).map_err(|reason| Error::Json { path: path.clone(), reason })?;
         config.check().map_err(refused)?;
         Ok(config)
-    }
-
-    /// Whether the output head is the embedding table.
-    #[must_use]
-    pub fn tied(&self) -> bool {
-        self.tie_word_embeddings || self.text_config.tie_word_embeddings
     }
 
     /// Ids that stand for pixels or surround them: none of them is ever sampled.
@@ -316,9 +306,11 @@ fn completed(mut root: Value) -> Value {
     let qwen2 = model_type.starts_with("qwen2");
     text.insert("qkv_bias".into(), qwen2.into());
     text.insert("qk_norm".into(), (!qwen2).into());
+    text.retain(|_, value| !value.is_null());
     if let (false, Some(id)) = (text.contains_key("eos_token_id"), root.get("eos_token_id")) {
         text.insert("eos_token_id".into(), id.clone());
     }
+    let tied = text.get("tie_word_embeddings").cloned().unwrap_or(false.into());
     let number = |text: &Map<String, Value>, name: &str| text.get(name).and_then(Value::as_u64);
     if let (None, Some(hidden), Some(heads @ 1..)) =
         (number(&text, "head_dim"), number(&text, "hidden_size"), number(&text, "num_attention_heads"))
@@ -341,10 +333,27 @@ fn completed(mut root: Value) -> Value {
     text.insert("rope_scaling".into(), rope.into());
     if let Some(root) = root.as_object_mut() {
         root.insert("text_config".into(), text.into());
+        root.entry("tie_word_embeddings").or_insert(tied);
         if let Some(vision) = root.get_mut("vision_config").and_then(Value::as_object_mut) {
             vision.insert("tower".into(), model_type.into());
             let channels = vision.remove("in_chans").unwrap_or_else(|| 3.into());
             vision.entry("in_channels").or_insert(channels);
+            if qwen2 {
+                // Some versions of transformers leave out what is as in their own defaults.
+                for (field, default) in [
+                    ("depth", json!(32)),
+                    ("intermediate_size", json!(3420)),
+                    ("num_heads", json!(16)),
+                    ("patch_size", json!(14)),
+                    ("spatial_merge_size", json!(2)),
+                    ("temporal_patch_size", json!(2)),
+                    ("window_size", json!(112)),
+                    ("out_hidden_size", json!(3584)),
+                    ("fullatt_block_indexes", json!([7, 15, 23, 31])),
+                ] {
+                    vision.entry(field).or_insert(default);
+                }
+            }
         }
     }
     root

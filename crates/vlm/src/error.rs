@@ -119,6 +119,12 @@ pub enum Error {
         /// Rows of the embedding table.
         vocabulary: usize,
     },
+    /// Logits that nothing can be drawn from.
+    #[error("completion {index}: the logits are not finite, or every token is suppressed")]
+    NonFiniteLogits {
+        /// Which completion of the batch.
+        index: usize,
+    },
     /// A prompt without any token.
     #[error("prompt {index} is empty")]
     EmptyPrompt {

@@ -45,7 +45,8 @@ impl QwenVl {
     /// Every completion has its own random stream, so it does not depend on what else is in the batch.
     ///
     /// # Errors
-    /// When a token id is outside the vocabulary or prompt and completion would exceed the context.
+    /// When a token id is outside the vocabulary, prompt and completion would exceed the context, or logits are not
+    /// finite.
     pub fn generate(
         &self,
         prompts: &[&Prompt],
@@ -97,7 +98,8 @@ impl QwenVl {
                 if completion.finished {
                     continue;
                 }
-                let (token, log_prob) = sampler.draw(row, options.mask, stream);
+                let drawn = sampler.draw(row, options.mask, stream);
+                let (token, log_prob) = drawn.ok_or(Error::NonFiniteLogits { index: number })?;
                 on_token(number, token);
                 completion.tokens.push(token);
                 completion.log_probs.push(log_prob);

@@ -16,6 +16,7 @@
 
 mod chat;
 mod config;
+mod directory;
 mod error;
 mod generate;
 mod initialize;

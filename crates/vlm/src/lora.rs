@@ -1,8 +1,7 @@
 //! Low-rank adapters (LoRA, arXiv 2106.09685): burn's, on chosen layers, with files in the layout of PEFT.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use burn::module::{Lora, Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
@@ -13,6 +12,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use crate::directory::publish;
 use crate::error::WeightProblem;
 use crate::parameters::{Component, Parameter, parameters};
 use crate::{Error, QwenVl};
@@ -33,8 +33,27 @@ pub struct LoraConfig {
     pub rank: usize,
     /// Scale of the product, before it is divided by the rank.
     pub alpha: f64,
-    /// Last names of the linear layers that get an adapter, as in PEFT: `q_proj`, `gate_proj`...
+    /// Linear layers that get an adapter, as in PEFT by their whole name or by the end of it: `q_proj`, `gate_proj`...
     pub target_modules: Vec<String>,
+}
+
+impl LoraConfig {
+    /// What no adapters can have: the field, and what is wrong with it.
+    ///
+    /// # Errors
+    /// For a rank of zero, a scale that is zero or not finite, and no layers at all.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.rank == 0 {
+            return Err(("rank", "must be at least 1".into()));
+        }
+        if !self.alpha.is_finite() || self.alpha == 0.0 {
+            return Err(("alpha", format!("is {}; it must be finite and not zero", self.alpha)));
+        }
+        if self.target_modules.is_empty() {
+            return Err(("target_modules", "must name at least one layer".into()));
+        }
+        Ok(())
+    }
 }
 
 /// The fields of `adapter_config.json` that matter here.
@@ -54,6 +73,7 @@ struct PeftConfig {
     fan_in_fan_out: bool,
     use_rslora: bool,
     use_dora: bool,
+    lora_bias: bool,
     rank_pattern: BTreeMap<String, usize>,
     alpha_pattern: BTreeMap<String, f64>,
     modules_to_save: Option<Vec<String>>,
@@ -67,30 +87,27 @@ struct Factors {
 }
 
 impl QwenVl {
-    /// Freezes all weights and gives the decoder's layers that `config` names an adapter each; those of the vision
-    /// tower too if `vision`. `A` starts uniform in `1 / sqrt(inputs)`, `B` zero, so that the model is the same as
+    /// Freezes all weights and gives the decoder's layers that `config` names an adapter each; those in the blocks of the
+    /// vision tower too if `vision`. `A` starts uniform in `1 / sqrt(inputs)`, `B` zero, so that the model is the same as
     /// before.
     ///
     /// # Errors
-    /// [`Error::Lora`] when `config` names no layer of the model, or its rank is zero.
+    /// [`Error::Lora`] when `config` names what is no such layer, or fails its check.
     pub fn with_lora(self, config: &LoraConfig, vision: bool, seed: u64) -> Result<Self, Error> {
-        if config.rank == 0 {
-            return Err(Error::Lora { problem: "rank must be at least 1".into() });
-        }
-        let layers = layers(&self);
+        config.check().map_err(|(field, problem)| Error::Lora { problem: format!("{field} {problem}") })?;
+        let mut layers = layers(&self);
+        layers.retain(|layer| vision || layer.component == Component::Decoder);
         for target in &config.target_modules {
-            if !layers.iter().any(|layer| last_name(layer) == target) {
+            if !layers.iter().any(|layer| is_called(layer, target)) {
                 let mut names: Vec<&str> = layers.iter().map(last_name).collect();
                 names.sort_unstable();
                 names.dedup();
-                let problem = format!("no layer is called {target:?}; there are {}", names.join(", "));
+                let whose = if vision { "the model" } else { "the decoder" };
+                let problem = format!("no layer of {whose} is called {target:?}; there are {}", names.join(", "));
                 return Err(Error::Lora { problem });
             }
         }
-        let chosen = layers.iter().filter(|layer| {
-            (vision || layer.component == Component::Decoder)
-                && config.target_modules.iter().any(|target| last_name(layer) == target)
-        });
+        let chosen = layers.iter().filter(|layer| config.target_modules.iter().any(|target| is_called(layer, target)));
         let factors = chosen.enumerate().map(|(number, layer)| {
             let (outputs, inputs) = (layer.shape[0], layer.shape[1]);
             let mut stream = ChaCha8Rng::seed_from_u64(seed ^ DOMAIN);
@@ -122,9 +139,14 @@ impl QwenVl {
         let mut problems = Vec::new();
         let mut factors: BTreeMap<ParamId, Factors> = BTreeMap::new();
         let mut target_modules = Vec::new();
-        let mut used = 0;
+        let mut strangers: BTreeSet<&str> = file.names().into_iter().collect();
         for layer in layers(&self) {
-            let names = ["A", "B"].map(|factor| format!("{PREFIX}{}.lora_{factor}.weight", module_name(&self, &layer)));
+            let module = module_name(&self, &layer);
+            let names = |module: &str| ["A", "B"].map(|factor| format!("{PREFIX}{module}.lora_{factor}.weight"));
+            // Before 4.52, transformers held the layers of Qwen2.5-VL by their published names.
+            let published = names(layer.name.trim_end_matches(".weight"));
+            let known = published.iter().any(|name| strangers.contains(name.as_str()));
+            let names = if known { published } else { names(&module) };
             let found = names.each_ref().map(|name| file.tensor(name).ok());
             if found.iter().all(Option::is_none) {
                 continue;
@@ -136,7 +158,7 @@ impl QwenVl {
                     problems.push(WeightProblem::Missing { name });
                     continue;
                 };
-                used += 1;
+                strangers.remove(name.as_str());
                 if view.shape() != expected {
                     problems.push(WeightProblem::Shape { name, found: view.shape().to_vec(), expected });
                 } else if let Some(floats) = floats(&view) {
@@ -146,28 +168,21 @@ impl QwenVl {
                 }
             }
             if let Ok([a, b]) = <[_; 2]>::try_from(values) {
-                target_modules.push(module_name(&self, &layer));
+                target_modules.push(module);
                 factors.insert(layer.id, Factors { a, b });
             }
         }
-        if used < file.len() {
-            let known: Vec<String> = layers(&self).iter().map(|layer| module_name(&self, layer)).collect();
-            let strangers = file.names().into_iter().filter(|name| {
-                let name = name.strip_prefix(PREFIX).and_then(|name| name.split_once(".lora_"));
-                !name.is_some_and(|(module, _)| known.iter().any(|layer| layer == module))
-            });
-            problems.extend(strangers.map(|name| WeightProblem::Superfluous { name: name.into() }));
-        }
+        problems.extend(strangers.into_iter().map(|name| WeightProblem::Superfluous { name: name.into() }));
         if !problems.is_empty() {
             return Err(Error::Weights { path: dir.into(), problems });
         }
         self.attach(LoraConfig { rank: config.r, alpha: config.lora_alpha, target_modules }, factors)
     }
 
-    /// Writes the adapters as PEFT does, beside nothing else. `base` is the name or path of the model they belong to.
+    /// Writes the adapters as PEFT does, in a directory of their own that appears whole or not at all. `base` is the name or path of the model they belong to.
     ///
     /// # Errors
-    /// [`Error::Lora`] for a model without adapters; when `dir` exists or cannot be written.
+    /// [`Error::Lora`] for a model without adapters; when `dir` holds anything already or cannot be written.
     ///
     /// # Panics
     /// Never: every field has a JSON form.
@@ -175,10 +190,6 @@ impl QwenVl {
         let Some(config) = &self.lora else {
             return Err(Error::Lora { problem: "the model has no adapters to save".into() });
         };
-        let io = |source| Error::Io { path: dir.into(), source };
-        if dir.exists() {
-            return Err(io(ErrorKind::AlreadyExists.into()));
-        }
         let mut collected = Collect::default();
         self.visit(&mut collected);
         let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
@@ -219,11 +230,13 @@ impl QwenVl {
             ..PeftConfig::default()
         };
         let config = serde_json::to_string_pretty(&written).expect("string keys and no broken values");
-        let temporary = dir.with_extension("partial");
-        fs::create_dir_all(&temporary).map_err(io)?;
-        fs::write(temporary.join(WEIGHTS), bytes).map_err(io)?;
-        fs::write(temporary.join(CONFIG), config + "\n").map_err(io)?;
-        fs::rename(&temporary, dir).map_err(io)
+        publish(dir, |dir| {
+            for (name, bytes) in [(WEIGHTS, &bytes), (CONFIG, &(config + "\n").into_bytes())] {
+                let path = dir.join(name);
+                fs::write(&path, bytes).map_err(|source| Error::Io { path, source })?;
+            }
+            Ok(())
+        })
     }
 
     /// Its adapters, if it has any.
@@ -256,6 +269,7 @@ impl PeftConfig {
             .or_else(|| wanted(!self.fan_in_fan_out, "fan_in_fan_out", &true))
             .or_else(|| wanted(!self.use_rslora, "use_rslora", &true))
             .or_else(|| wanted(!self.use_dora, "use_dora", &true))
+            .or_else(|| wanted(!self.lora_bias, "lora_bias", &true))
             .or_else(|| wanted(self.rank_pattern.is_empty(), "rank_pattern", &self.rank_pattern))
             .or_else(|| wanted(self.alpha_pattern.is_empty(), "alpha_pattern", &self.alpha_pattern))
             .or_else(|| {
@@ -274,6 +288,12 @@ pub(crate) fn layers(model: &QwenVl) -> Vec<Parameter> {
             && parameter.stored.ends_with(".weight")
     });
     found
+}
+
+/// Whether `target` is the name of the layer or the end of it.
+fn is_called(layer: &Parameter, target: &str) -> bool {
+    let name = layer.stored.trim_end_matches(".weight").strip_suffix(target);
+    name.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 pub(crate) fn last_name(layer: &Parameter) -> &str {

@@ -206,7 +206,7 @@ impl Counter<'_> {
         // One gradient of the output head or the embedding table.
         let table = if embeddings == 0 { 0 } else { self.bytes * sizes.vocabulary * sizes.hidden };
         // The table's gradients from head, prompts and completions come one by one and are added at the end.
-        let uses = if self.config.tied() { 3 } else { 2 };
+        let uses = if self.config.tie_word_embeddings { 3 } else { 2 };
         let of_towers = [Component::Vision, Component::Merger].map(|component| self.trained_weights(component));
         let of_vision = self.bytes * of_towers.iter().sum::<u64>();
         let kept = vision.kept + decoder.kept;

@@ -134,7 +134,7 @@ impl QwenVl {
                 visual: config.vision_config.as_ref().map(|vision| VisionTower::new(vision, device)),
                 language_model: TextModel::new(text, device),
             },
-            lm_head: (!config.tied())
+            lm_head: (!config.tie_word_embeddings)
                 .then(|| LinearConfig::new(text.hidden_size, text.vocab_size).with_bias(false).init(device)),
             config: config.clone(),
             lora: None,

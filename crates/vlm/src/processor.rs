@@ -122,7 +122,7 @@ impl Processor {
             template: ChatTemplate::from_dir(dir)?,
             variables: TemplateVariables::default(),
             // Where one token does both, it has to be sampled.
-            padding: generation.pad_token_id.filter(|&id| id != config.text_config.eos_token_id),
+            padding: generation.pad_token_id.filter(|id| !stop_tokens.contains(id)),
             sampling: generation.sampling(),
             model_type: config.model_type,
             rows: rows as u32,
@@ -225,7 +225,7 @@ impl Processor {
 
     /// Tokens that no answer can hold: padding, and ids of the embedding table that the tokenizer does not have.
     /// [`QwenVl::token_mask`](crate::QwenVl::token_mask) adds the placeholders of images.
-    pub fn unspeakable(&self) -> impl Iterator<Item = u32> {
+    pub fn suppressed_tokens(&self) -> impl Iterator<Item = u32> {
         self.padding.into_iter().chain((0..self.rows).filter(|&id| !self.tokenizer.has_token(id)))
     }
 
@@ -312,18 +312,23 @@ mod tests {
         let mut text = config["text_config"].take();
         text["model_type"] = "qwen3".into();
         std::fs::write(dir.path().join("config.json"), text.to_string()).unwrap();
-        let generation = r#"{"eos_token_id": [257, 256], "pad_token_id": 256, "do_sample": true, "top_k": 5}"#;
-        std::fs::write(dir.path().join("generation_config.json"), generation).unwrap();
-        let processor = Processor::from_dir(dir.path()).unwrap();
+        let write = |stop: &str| {
+            let generation =
+                format!(r#"{{"eos_token_id": {stop}, "pad_token_id": 256, "do_sample": true, "top_k": 5}}"#);
+            std::fs::write(dir.path().join("generation_config.json"), generation).unwrap();
+            Processor::from_dir(dir.path()).unwrap()
+        };
+        let processor = write("[257, 256]");
         assert!(!processor.prompt(&[Message::user("x")], &[]).unwrap().input_ids.is_empty());
         assert!(matches!(processor.image(&RgbImage::new(4, 4)), Err(Error::NoVision { .. })));
         let image = self::processor().image(&RgbImage::new(4, 4)).unwrap();
         assert!(matches!(processor.prompt(&[Message::user("x")], &[image]), Err(Error::NoVision { .. })));
         assert_eq!(processor.stop_tokens(), [257, 256]);
         assert_eq!(processor.sampling(), Sampling { top_k: 5, ..Sampling::at(1.0) });
-        // Padding, and the rows of the embedding table that no token has.
-        let unspeakable: Vec<u32> = processor.unspeakable().collect();
-        assert_eq!(unspeakable, [[256].as_slice(), &(262..272).collect::<Vec<u32>>()].concat());
+        // The rows of the embedding table that no token has, and padding unless it ends an answer as well.
+        let no_token: Vec<u32> = (262..272).collect();
+        assert_eq!(processor.suppressed_tokens().collect::<Vec<u32>>(), no_token);
+        assert_eq!(write("257").suppressed_tokens().collect::<Vec<u32>>(), [&[256], no_token.as_slice()].concat());
     }
 
     #[test]

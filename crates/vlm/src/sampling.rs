@@ -46,7 +46,8 @@ impl Sampler {
     }
 
     /// One token, and its log-probability at the temperature (at 1 if that is 0) among all tokens that `mask` allows.
-    pub(crate) fn draw(&mut self, logits: &[f32], mask: &TokenMask, stream: &mut impl Rng) -> (u32, f32) {
+    /// `None` when their logits are not all finite, or there is none.
+    pub(crate) fn draw(&mut self, logits: &[f32], mask: &TokenMask, stream: &mut impl Rng) -> Option<(u32, f32)> {
         let temperature = self.sampling.temperature;
         let greedy = temperature <= 0.0;
         let temperature = if greedy { 1.0 } else { f64::from(temperature) };
@@ -58,8 +59,11 @@ impl Sampler {
         self.weights.clear();
         self.weights.extend(allowed().map(|(id, &logit)| (id, weight(logit))));
         let total: f64 = self.weights.iter().map(|(_, weight)| weight).sum();
+        if !(highest.is_finite() && total.is_finite()) {
+            return None;
+        }
         let token = if greedy { best } else { self.choose(best, total, stream) };
-        (token as u32, (weight(logits[token]) / total).ln() as f32)
+        Some((token as u32, (weight(logits[token]) / total).ln() as f32))
     }
 
     fn choose(&mut self, best: usize, total: f64, stream: &mut impl Rng) -> usize {
@@ -136,12 +140,10 @@ impl GenerationConfig {
     }
 
     pub(crate) fn sampling(&self) -> Sampling {
-        if !self.do_sample {
-            return Sampling::GREEDY;
-        }
         Sampling {
-            temperature: self.temperature.unwrap_or(1.0),
-            top_k: self.top_k.unwrap_or(0),
+            temperature: if self.do_sample { self.temperature.unwrap_or(1.0) } else { 0.0 },
+            // The default of transformers.
+            top_k: self.top_k.unwrap_or(50),
             top_p: self.top_p.unwrap_or(1.0),
             min_p: self.min_p.unwrap_or(0.0),
         }
@@ -166,7 +168,7 @@ mod tests {
         let (mut sampler, mut stream) = (Sampler::new(sampling), ChaCha8Rng::seed_from_u64(3));
         let mut counts = vec![0.0; logits.len()];
         for _ in 0..20_000 {
-            let (token, log_prob) = sampler.draw(&logits, mask, &mut stream);
+            let (token, log_prob) = sampler.draw(&logits, mask, &mut stream).unwrap();
             counts[token as usize] += 1.0 / 20_000.0;
             let allowed: f32 = (0..5).filter(|&id| mask.allows(id)).map(|id| PROBABILITIES[id]).sum();
             let expected = (PROBABILITIES[token as usize] / allowed).ln();
@@ -206,6 +208,16 @@ mod tests {
     }
 
     #[test]
+    fn broken_logits_draw_nothing() {
+        let (mut sampler, mut stream) = (Sampler::new(Sampling::at(1.0)), ChaCha8Rng::seed_from_u64(3));
+        let mask = TokenMask::new(2, []).unwrap();
+        for broken in [[f32::NAN, 1.0], [1.0, f32::NAN], [f32::INFINITY, 1.0], [f32::NEG_INFINITY; 2]] {
+            assert_eq!(sampler.draw(&broken, &mask, &mut stream), None);
+        }
+        assert!(sampler.draw(&[f32::NEG_INFINITY, 1.0], &mask, &mut stream).is_some());
+    }
+
+    #[test]
     fn a_generation_config_says_how_to_draw_and_when_to_stop() {
         let read = |text: &str| serde_json::from_str::<GenerationConfig>(text).unwrap();
         let published = read(
@@ -216,7 +228,8 @@ mod tests {
         assert_eq!(published.pad_token_id, Some(9));
         assert_eq!(published.sampling(), Sampling { temperature: 0.7, top_k: 20, top_p: 0.8, min_p: 0.0 });
         let bare = read(r#"{"eos_token_id": 7}"#);
-        assert_eq!((bare.eos_token_id.as_slice(), bare.sampling()), (&[7][..], Sampling::GREEDY));
+        assert_eq!(bare.eos_token_id.as_slice(), [7]);
+        assert_eq!(bare.sampling(), Sampling { top_k: 50, ..Sampling::GREEDY });
         assert!(read("{}").eos_token_id.as_slice().is_empty());
     }
 }

@@ -453,8 +453,10 @@ impl VisionAttention {
         let part = |index: usize| {
             qkv.clone().narrow(2, index * hidden, hidden).reshape([images, patches, self.num_heads, head_dim])
         };
-        let query = rotary.apply(part(0)) * (head_dim as f64).powf(-0.5);
-        let (key, value) = (rotary.apply(part(1)), part(2));
+        let value = part(2);
+        // In float32 whatever the weights are, as in transformers.
+        let rotated = |index| rotary.apply(part(index).cast(DType::F32)).cast(value.dtype());
+        let (query, key) = (rotated(0) * (head_dim as f64).powf(-0.5), rotated(1));
         let mut start = 0;
         let mut attended = Vec::with_capacity(spans.len());
         for span in spans {

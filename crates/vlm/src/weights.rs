@@ -1,8 +1,8 @@
 //! Weights from and to Hugging Face model directories.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -14,6 +14,8 @@ use burn_store::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::Tower;
+use crate::directory::publish;
 use crate::error::WeightProblem;
 use crate::parameters::{Parameter, parameters};
 use crate::{Error, ModelConfig, QwenVl};
@@ -75,7 +77,7 @@ impl QwenVl {
     /// type, to compute in `dtype`.
     ///
     /// The files are mapped into memory and read one parameter at a time, so that no second copy of the weights is
-    /// ever held. Norms, softmax and log-probabilities are computed in float32 whatever `dtype` is.
+    /// ever held. Softmax, the mean squares of norms, and log-probabilities are computed in float32 whatever `dtype` is.
     ///
     /// # Errors
     /// When a file is missing or broken; [`Error::Weights`] lists every parameter that is missing, superfluous, of
@@ -96,7 +98,8 @@ impl QwenVl {
                 .get_all_tensors()
                 .map_err(|error| Error::WeightFile { path: file, problem: error.to_string() })?;
             for (name, tensor) in found {
-                let Some(parameter) = by_name.remove(name.as_str()) else {
+                let published = as_published(name, &config);
+                let Some(parameter) = by_name.remove(published.as_ref()) else {
                     if !is_redundant(name, &config) {
                         problems.push(WeightProblem::Superfluous { name: name.clone() });
                     }
@@ -125,36 +128,26 @@ impl QwenVl {
         if problems.is_empty() { Ok(model) } else { Err(Error::Weights { path: dir.into(), problems }) }
     }
 
-    /// Writes a model directory that transformers can load: the weights with their published names, and every other
-    /// file of `origin`, the directory that the model came from. LoRA adapters are merged into the weights.
+    /// Writes a model directory that transformers can load: the weights with their published names, and configuration,
+    /// tokenizer, chat template, processor and generation settings of `origin`, the directory that the model came from.
+    /// LoRA adapters are merged into the weights.
     ///
     /// The directory appears whole or not at all: it is written under another name and renamed.
     ///
     /// # Errors
     /// When `target` holds anything already, or a file cannot be read or written.
     pub fn save(&self, target: &Path, origin: &Path, options: SaveOptions) -> Result<(), Error> {
-        let io = |source| Error::Io { path: target.into(), source };
-        if fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(io(ErrorKind::AlreadyExists.into()));
-        }
-        let mut temporary = target.as_os_str().to_owned();
-        temporary.push(".partial");
-        let temporary = PathBuf::from(temporary);
-        // What an earlier attempt left when it was killed.
-        if temporary.exists() {
-            fs::remove_dir_all(&temporary).map_err(io)?;
-        }
-        fs::create_dir_all(&temporary).map_err(io)?;
-        for name in COMPANIONS {
-            let file = origin.join(name);
-            if file.is_file() {
-                fs::copy(&file, temporary.join(name)).map_err(|source| Error::Io { path: file, source })?;
+        publish(target, |dir| {
+            for name in COMPANIONS {
+                let file = origin.join(name);
+                if file.is_file() {
+                    fs::copy(&file, dir.join(name)).map_err(|source| Error::Io { path: file, source })?;
+                }
             }
-        }
-        let config: Value = crate::read_json(&origin.join(CONFIG))?;
-        write_json(&temporary.join(CONFIG), &with_dtype(config, options.dtype))?;
-        self.save_weights(&temporary, options)?;
-        fs::rename(&temporary, target).map_err(io)
+            let config: Value = crate::read_json(&origin.join(CONFIG))?;
+            write_json(&dir.join(CONFIG), &with_dtype(config, options.dtype))?;
+            self.save_weights(dir, options)
+        })
     }
 
     /// Writes `model.safetensors`, or shards and their index.
@@ -199,18 +192,31 @@ pub fn has_weights(dir: &Path) -> bool {
 }
 
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let index = dir.join(INDEX);
-    if !index.is_file() {
-        return Ok(vec![dir.join(SINGLE_FILE)]);
+    let (single, index) = (dir.join(SINGLE_FILE), dir.join(INDEX));
+    // Where both are there, transformers takes the one file.
+    if single.is_file() || !index.is_file() {
+        return Ok(vec![single]);
     }
     let index: ShardIndex = crate::read_json(&index)?;
     let files: BTreeSet<PathBuf> = index.weight_map.into_values().collect();
     Ok(files.into_iter().map(|file| dir.join(file)).collect())
 }
 
+/// The published name of a tensor that transformers 4.52 and later may have written by the name it has in memory.
+fn as_published<'a>(name: &'a str, config: &ModelConfig) -> Cow<'a, str> {
+    if let Some(Tower::Qwen2_5 { .. }) = config.vision_config.as_ref().map(|vision| &vision.tower) {
+        for (memory, published) in [("model.language_model.", "model."), ("model.visual.", "visual.")] {
+            if let Some(rest) = name.strip_prefix(memory) {
+                return format!("{published}{rest}").into();
+            }
+        }
+    }
+    name.into()
+}
+
 /// Tensors that some checkpoints hold although they follow from the rest; transformers passes over them, too.
 fn is_redundant(name: &str, config: &ModelConfig) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || (config.tied() && name == "lm_head.weight")
+    name.ends_with(".rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight")
 }
 
 fn bytes(parameter: &Parameter, options: SaveOptions) -> u64 {
