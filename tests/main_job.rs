@@ -4,8 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use firesight_train::task::Picture;
-use firesight_train::{AlgorithmConfig, CreditConfig, Destination, Error, Outcome, Progress, RunConfig, run};
-use firesight_vlm::QwenVl;
+use firesight_train::{
+    AlgorithmConfig, CreditConfig, Destination, Error, Outcome, Progress, RunConfig, Trainable, run,
+};
+use firesight_vlm::{LoraConfig, QwenVl, SaveOptions};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -97,6 +99,42 @@ fn a_run_leaves_everything_in_its_directory() {
     assert_eq!(std::fs::read(directory.join("metrics.jsonl")).unwrap(), before);
 }
 
+#[test]
+fn a_run_changes_what_is_trainable_and_nothing_else() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = |name: &str| -> PathBuf { scratch.path().join(name) };
+    let mut config = RunConfig { trainable: Trainable::default(), ..small() };
+    config.reinforcement.steps = 1;
+    config.evaluation.every = 0;
+    let fresh = run(&config, &Destination::Exactly(directory("frozen")), &mut Progress::silent()).unwrap_err();
+    assert!(fresh.to_string().contains("trainable.freeze_vision_tower"), "{fresh}");
+
+    trained(&RunConfig { trainable: small().trainable, ..config.clone() }, &directory("base"));
+    config.model = directory("base/model");
+    trained(&config, &directory("frozen"));
+    let target_modules = vec!["q_proj".into(), "down_proj".into()];
+    config.trainable.lora = Some(LoraConfig { rank: 4, alpha: 8.0, target_modules });
+    trained(&config, &directory("lora"));
+
+    let base = weights(&directory("base"));
+    let changed = |name: &str| -> Vec<String> {
+        let after = weights(&directory(name));
+        assert_eq!(base.len(), after.len());
+        base.iter().zip(&after).filter(|(a, b)| a != b).map(|(a, _)| a.0.clone()).collect()
+    };
+    let (frozen, lora) = (changed("frozen"), changed("lora"));
+    let decoder = base.iter().filter(|(name, _)| !name.starts_with("model.visual.")).count();
+    assert!(frozen.len() == decoder && frozen.iter().all(|name| !name.starts_with("model.visual.")), "{frozen:?}");
+    let targeted = |name: &String| name.ends_with(".q_proj.weight") || name.ends_with(".mlp.down_proj.weight");
+    assert!(lora.len() == 6 && lora.iter().all(targeted), "{lora:?}");
+
+    // The adapters alone make the same model of the one they started from.
+    let device = burn::tensor::Device::flex();
+    let adapted = QwenVl::from_dir(&config.model, &device).unwrap().with_adapter(&directory("lora/adapter")).unwrap();
+    adapted.save(&directory("again/model"), &config.model, SaveOptions::default()).unwrap();
+    assert!(weights(&directory("again")) == weights(&directory("lora")), "merged weights differ");
+}
+
 fn config_error(from: &str, to: &str) -> String {
     let path = root().join("examples/configs/qwen-small.toml");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -110,6 +148,8 @@ fn a_bad_configuration_is_named_by_file_and_key() {
         ("seed = 0", "sead = 0", "sead"),
         ("group_size = 8", "group_sise = 8", "group_sise"),
         ("group_size = 8", "group_size = 1", "reinforcement.group_size is 1"),
+        ("stop_accuracy = 0.35", "stop_accuracy = 35", "supervised.stop_accuracy is 35"),
+        ("# lora = { rank = 16, alpha = 32", "lora = { rank = 0, alpha = 32", "trainable.lora rank must be at least 1"),
         ("name = \"kawhi\"", "name = \"kawhy\"", "kawhy"),
         ("name = \"kawhi\"", "name = \"kawhi\", taw = 1", "taw"),
         ("name = \"kawhi\"", "name = \"uniform\", tau = 1", "tau"),

@@ -298,6 +298,10 @@ impl RunConfig {
         if supervised.stages.is_empty() || supervised.stages.iter().any(Vec::is_empty) {
             return fail("supervised.stages", "must name at least one kind of picture for every stage".into());
         }
+        if !(0.0..=1.0).contains(&supervised.stop_accuracy) {
+            let accuracy = supervised.stop_accuracy;
+            return fail("supervised.stop_accuracy", format!("is {accuracy}; it is a share between 0 and 1"));
+        }
         if reinforcement.group_size < 2 {
             let size = reinforcement.group_size;
             return fail(
