@@ -125,5 +125,5 @@ impl QwenVl {
 }
 
 fn host(logits: Tensor<2>) -> Vec<f32> {
-    logits.into_data().iter::<f32>().collect()
+    logits.into_data().try_to_vec().expect("logits are float32")
 }
