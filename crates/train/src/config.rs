@@ -11,8 +11,7 @@ use crate::Error;
 use crate::schedule::Schedule;
 use crate::task::Picture;
 
-/// Everything that decides a run. The same configuration gives the same run, bit for bit on CPUs
-/// of one kind.
+/// Everything that decides a run. The same configuration gives the same run, bit for bit on CPUs of one kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {

@@ -72,22 +72,23 @@ impl Job {
     pub fn policy(&self, trainable: &Trainable, seed: u64) -> Result<VlmPolicy, Error> {
         let device = self.device.clone().autodiff();
         let pretrained = has_weights(&self.model);
+        let frozen = match trainable {
+            Trainable { lora: Some(_), .. } => Some(("trainable.lora", "is set")),
+            Trainable { freeze_vision_tower: true, .. } => Some(("trainable.freeze_vision_tower", "is true")),
+            Trainable { .. } => None,
+        };
+        if let (false, Some((key, state))) = (pretrained, frozen) {
+            let problem = format!("{state}, which needs pretrained weights, and {} has none", self.model.display());
+            return Err(Error::Setting { key, problem });
+        }
         let mut model = if pretrained {
             QwenVl::from_dir(&self.model, &device)?.train()
         } else {
             QwenVl::new(&self.model_config, seed, &device)
         };
         if let Some(lora) = &trainable.lora {
-            if !pretrained {
-                let problem = format!("needs pretrained weights, and {} has none", self.model.display());
-                return Err(Error::Setting { key: "trainable.lora", problem });
-            }
             model = model.with_lora(lora, !trainable.freeze_vision_tower, seed)?;
         } else if trainable.freeze_vision_tower {
-            if !pretrained {
-                let problem = format!("is true, which needs pretrained weights, and {} has none", self.model.display());
-                return Err(Error::Setting { key: "trainable.freeze_vision_tower", problem });
-            }
             model = model.with_frozen(&[Component::Vision, Component::Merger]);
         }
         Ok(VlmPolicy::new(model, self.processor.clone())?)

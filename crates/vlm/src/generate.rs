@@ -1,10 +1,10 @@
 //! Drawing completions: one pass over the prompts, then a token at a time with cached keys and values.
 
 use burn::tensor::{Int, Tensor, TensorData};
-use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::Error;
+use crate::initialize::stream;
 use crate::model::{QwenVl, TokenMask, last_hidden};
 use crate::processor::Prompt;
 use crate::sampling::{Sampler, Sampling};
@@ -75,13 +75,8 @@ impl QwenVl {
         if rows == 0 || options.max_new_tokens == 0 {
             return Ok(vec![vec![Generated::default(); completions]; prompts.len()]);
         }
-        let mut streams: Vec<ChaCha8Rng> = (0..rows as u64)
-            .map(|row| {
-                let mut stream = ChaCha8Rng::seed_from_u64(options.seed);
-                stream.set_stream(options.first_stream + row);
-                stream
-            })
-            .collect();
+        let mut streams: Vec<ChaCha8Rng> =
+            (0..rows as u64).map(|row| stream(options.seed, options.first_stream + row)).collect();
         let encoded = self.encode_prompts(prompts, false)?;
         let device = encoded.states.hidden.device();
         let hidden_size = self.config().text_config.hidden_size;
@@ -98,8 +93,8 @@ impl QwenVl {
                 if completion.finished {
                     continue;
                 }
-                let drawn = sampler.draw(row, options.mask, stream);
-                let (token, log_prob) = drawn.ok_or(Error::NonFiniteLogits { index: number })?;
+                let (token, log_prob) =
+                    sampler.draw(row, options.mask, stream).ok_or(Error::NonFiniteLogits { index: number })?;
                 on_token(number, token);
                 completion.tokens.push(token);
                 completion.log_probs.push(log_prob);

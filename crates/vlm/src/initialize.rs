@@ -20,6 +20,19 @@ pub(crate) fn initialize<M: Module>(module: M, config: &ModelConfig, seed: u64) 
     module.map(&mut Initializer { config, seed, parameters: 0, path: Vec::new() })
 }
 
+/// Random stream `number` of a seed.
+pub(crate) fn stream(seed: u64, number: u64) -> ChaCha8Rng {
+    let mut stream = ChaCha8Rng::seed_from_u64(seed);
+    stream.set_stream(number);
+    stream
+}
+
+/// `count` values uniform in `1 / sqrt(inputs)`, as linear layers start.
+pub(crate) fn uniform(stream: &mut ChaCha8Rng, inputs: usize, count: usize) -> Vec<f32> {
+    let bound = (inputs as f32).powf(-0.5);
+    (0..count).map(|_| bound * (2.0 * stream.random::<f32>() - 1.0)).collect()
+}
+
 struct Initializer<'a> {
     config: &'a ModelConfig,
     seed: u64,
@@ -30,12 +43,7 @@ struct Initializer<'a> {
 impl Initializer<'_> {
     fn values(&self, shape: &[usize]) -> Vec<f32> {
         let count = shape.iter().product();
-        let mut stream = ChaCha8Rng::seed_from_u64(self.seed ^ DOMAIN);
-        stream.set_stream(self.parameters);
-        let mut uniform = |inputs: usize| {
-            let bound = (inputs as f32).powf(-0.5);
-            (0..count).map(|_| bound * (2.0 * stream.random::<f32>() - 1.0)).collect()
-        };
+        let mut stream = stream(self.seed ^ DOMAIN, self.parameters);
         let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
         match path[..] {
             [.., "gamma"] => vec![1.0; count],
@@ -49,9 +57,9 @@ impl Initializer<'_> {
                 (0..count).map(|_| (deviation * normal()) as f32).collect()
             }
             // The layout of the published weights: outputs first.
-            [.., "patch_embed", "proj", "weight"] => uniform(shape[1..].iter().product()),
+            [.., "patch_embed", "proj", "weight"] => uniform(&mut stream, shape[1..].iter().product(), count),
             // burn's linear layers hold inputs first.
-            _ => uniform(shape[0]),
+            _ => uniform(&mut stream, shape[0], count),
         }
     }
 }

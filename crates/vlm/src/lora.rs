@@ -6,14 +6,13 @@ use std::path::Path;
 
 use burn::module::{Lora, Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::tensor::{Tensor, TensorData};
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::publish;
 use crate::error::WeightProblem;
+use crate::initialize::{stream, uniform};
 use crate::parameters::{Component, Parameter, parameters};
 use crate::{Error, QwenVl};
 
@@ -110,10 +109,7 @@ impl QwenVl {
         let chosen = layers.iter().filter(|layer| config.target_modules.iter().any(|target| is_called(layer, target)));
         let factors = chosen.enumerate().map(|(number, layer)| {
             let (outputs, inputs) = (layer.shape[0], layer.shape[1]);
-            let mut stream = ChaCha8Rng::seed_from_u64(seed ^ DOMAIN);
-            stream.set_stream(number as u64);
-            let bound = (inputs as f32).powf(-0.5);
-            let a = (0..inputs * config.rank).map(|_| bound * (2.0 * stream.random::<f32>() - 1.0)).collect();
+            let a = uniform(&mut stream(seed ^ DOMAIN, number as u64), inputs, inputs * config.rank);
             (layer.id, Factors { a, b: vec![0.0; config.rank * outputs] })
         });
         let factors = factors.collect();
@@ -179,7 +175,8 @@ impl QwenVl {
         self.attach(LoraConfig { rank: config.r, alpha: config.lora_alpha, target_modules }, factors)
     }
 
-    /// Writes the adapters as PEFT does, in a directory of their own that appears whole or not at all. `base` is the name or path of the model they belong to.
+    /// Writes the adapters as PEFT does, in a directory of their own that appears whole or not at all. `base` is the name
+    /// or path of the model they belong to.
     ///
     /// # Errors
     /// [`Error::Lora`] for a model without adapters; when `dir` holds anything already or cannot be written.

@@ -5,7 +5,7 @@
 //! every block, and hands deepstack features from earlier blocks to the first decoder layers. Qwen2.5-VL's (arXiv
 //! 2502.13923) attends within windows in all blocks but a few.
 //!
-//! Field names are those of Qwen3-VL's published weights; `weights.rs` knows where Qwen2.5-VL's differ.
+//! Field names are those of Qwen3-VL's published weights; `parameters.rs` knows where Qwen2.5-VL's differ.
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
