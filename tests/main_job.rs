@@ -3,10 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use firesight_rl::{Algorithm, KlPenalty, MicroBatch};
 use firesight_train::task::Picture;
-use firesight_train::{
-    AlgorithmConfig, CreditConfig, Destination, Error, Outcome, Progress, RunConfig, Trainable, run,
-};
+use firesight_train::{CreditConfig, Destination, Error, Outcome, Progress, RunConfig, Trainable, run};
 use firesight_vlm::{LoraConfig, QwenVl, SaveOptions};
 
 fn root() -> &'static Path {
@@ -27,7 +26,7 @@ fn small() -> RunConfig {
     config.supervised.check_examples = 8;
     config.reinforcement.steps = 2;
     config.reinforcement.prompts = 8;
-    config.reinforcement.micro_batch = 2;
+    config.reinforcement.micro_batch = MicroBatch::Groups(2);
     config.evaluation.examples = 16;
     config.evaluation.every = 1;
     config.evaluation.samples = 2;
@@ -78,7 +77,7 @@ fn a_run_leaves_everything_in_its_directory() {
     let directory = scratch.path().join("run");
     let mut config = small();
     config.reinforcement.credit = CreditConfig::Uniform {};
-    config.reinforcement.algorithm = AlgorithmConfig::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.01 };
+    config.reinforcement.algorithm = Algorithm { kl: Some(KlPenalty::new(0.01)), ..Algorithm::gspo() };
     let outcome = trained(&config, &directory);
     assert_eq!(outcome.directory, directory);
     assert!(outcome.table().contains("after RL"));

@@ -18,7 +18,7 @@ mod supervised;
 pub mod task;
 mod trainable;
 
-pub use config::{AlgorithmConfig, CreditConfig, Data, Evaluation, Reinforcement, RunConfig, Supervised, Trainable};
+pub use config::{CreditConfig, Data, Evaluation, Reinforcement, RunConfig, Supervised, Trainable, WeightDecayOn};
 pub use device::device;
 pub use error::Error;
 pub use evaluate::{Accuracy, greedy_correct};
