@@ -66,7 +66,7 @@ fn algorithms() -> Vec<Algorithm> {
     let others = [
         Algorithm { top_entropy: Some(0.4), ..Algorithm::dapo() },
         Algorithm { mask_truncated: true, ..Algorithm::dapo() },
-        Algorithm { overlong: Some(Overlong { max_tokens: 5, buffer: 3, weight: 1.0 }), ..Algorithm::dapo() },
+        Algorithm { overlong: Some(Overlong { max_tokens: 5, buffer: 4, weight: 1.0 }), ..Algorithm::dapo() },
     ];
     presets.chain(others).collect()
 }
