@@ -5,16 +5,14 @@
 //! ```
 //! One CPU core, about a second after the build. Last line: `learned, twice`.
 
-use std::error::Error as StdError;
-
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::AdamWConfig;
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor, TensorData};
 use firesight_rl::{
-    Algorithm, Completion, Error, Group, Options, Policy, Reward, Sampler, Sampling, Scores, SignalSet, Task, Trainer,
-    Uniform, sample_from_logits,
+    Algorithm, Completion, Error, Group, Options, Policy, Reward, Sampler, Sampling, Scores, SignalSet, Task,
+    TaskError, Trainer, Uniform, sample_from_logits,
 };
 
 const SIZE: usize = 5;
@@ -64,11 +62,11 @@ impl Task for Queens {
     type Sample = u32;
     type Prompt = u32;
 
-    fn prompt(&self, first: &u32) -> Result<u32, Box<dyn StdError + Send + Sync>> {
+    fn prompt(&self, first: &u32) -> Result<u32, TaskError> {
         Ok(*first)
     }
 
-    fn reward(&self, first: &u32, game: &Completion) -> Result<Reward, Box<dyn StdError + Send + Sync>> {
+    fn reward(&self, first: &u32, game: &Completion) -> Result<Reward, TaskError> {
         let queens: Vec<u32> = std::iter::once(*first).chain(game.tokens.iter().copied()).collect();
         let attacks = |a: usize, b: usize| queens[a] == queens[b] || queens[a].abs_diff(queens[b]) as usize == b - a;
         let safe = (1..SIZE).filter(|&row| !(0..row).any(|above| attacks(above, row))).count();

@@ -1,7 +1,6 @@
 //! Policy updates of the vision-language model on real pictures, with a reward that even a fresh model earns.
 #![allow(clippy::unwrap_used)]
 
-use std::error::Error as StdError;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use firesight_kawhi::{Kawhi, KawhiConfig};
 use firesight_rl::{
     Algorithm, Completion, CreditAssigner, Group, MicroBatch, Options, Policy, Reward, Sampling, StepReport, Task,
-    Trainer, Uniform,
+    TaskError, Trainer, Uniform,
 };
 use firesight_train::task::Charts;
 use firesight_train::{Purpose, Question, Questions, VlmPolicy, VlmPrompt};
@@ -24,11 +23,11 @@ impl Task for EvenTokens {
     type Sample = Question;
     type Prompt = VlmPrompt;
 
-    fn prompt(&self, question: &Question) -> Result<VlmPrompt, Box<dyn StdError + Send + Sync>> {
+    fn prompt(&self, question: &Question) -> Result<VlmPrompt, TaskError> {
         Ok(question.prompt.clone())
     }
 
-    fn reward(&self, _: &Question, completion: &Completion) -> Result<Reward, Box<dyn StdError + Send + Sync>> {
+    fn reward(&self, _: &Question, completion: &Completion) -> Result<Reward, TaskError> {
         let even = completion.tokens.iter().filter(|&token| token % 2 == 0).count();
         Ok(Reward::of("even", even as f32 / completion.tokens.len() as f32))
     }

@@ -1,10 +1,9 @@
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use crate::{Completion, Reward, Task};
+use crate::{Completion, Reward, Task, TaskError};
 
 /// A task whose rewards have to come within a time, for verifiers that may hang.
 ///
@@ -33,11 +32,11 @@ where
     type Sample = T::Sample;
     type Prompt = T::Prompt;
 
-    fn prompt(&self, sample: &T::Sample) -> Result<T::Prompt, Box<dyn Error + Send + Sync>> {
+    fn prompt(&self, sample: &T::Sample) -> Result<T::Prompt, TaskError> {
         self.task.prompt(sample)
     }
 
-    fn reward(&self, sample: &T::Sample, completion: &Completion) -> Result<Reward, Box<dyn Error + Send + Sync>> {
+    fn reward(&self, sample: &T::Sample, completion: &Completion) -> Result<Reward, TaskError> {
         let (sender, receiver) = mpsc::channel();
         let (task, sample, completion) = (self.task.clone(), sample.clone(), completion.clone());
         thread::Builder::new().name("reward".into()).spawn(move || {

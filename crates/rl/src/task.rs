@@ -1,6 +1,7 @@
-use std::error::Error;
-
 use crate::{Completion, Reward};
+
+/// What a task fails with: whatever its author likes.
+pub type TaskError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A verifiable task: it turns a sample into a prompt and grades the answers.
 ///
@@ -16,11 +17,11 @@ pub trait Task {
     ///
     /// # Errors
     /// When the sample cannot be rendered.
-    fn prompt(&self, sample: &Self::Sample) -> Result<Self::Prompt, Box<dyn Error + Send + Sync>>;
+    fn prompt(&self, sample: &Self::Sample) -> Result<Self::Prompt, TaskError>;
 
     /// Grades one completion. The total has to be finite.
     ///
     /// # Errors
     /// When the verifier itself fails; an answer that is merely wrong has a reward.
-    fn reward(&self, sample: &Self::Sample, completion: &Completion) -> Result<Reward, Box<dyn Error + Send + Sync>>;
+    fn reward(&self, sample: &Self::Sample, completion: &Completion) -> Result<Reward, TaskError>;
 }

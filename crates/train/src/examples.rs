@@ -1,9 +1,8 @@
 //! From an endless supply of charts to prompts: the random streams of a run, and the task the trainer sees.
 
-use std::error::Error as StdError;
 use std::sync::Arc;
 
-use firesight_rl::{Completion, Reward, Task};
+use firesight_rl::{Completion, Reward, Task, TaskError};
 use firesight_vlm::{Message, Part, Processor};
 use image::RgbImage;
 use rayon::prelude::*;
@@ -101,11 +100,11 @@ impl Task for ChartTask {
     type Sample = Question;
     type Prompt = VlmPrompt;
 
-    fn prompt(&self, question: &Question) -> Result<VlmPrompt, Box<dyn StdError + Send + Sync>> {
+    fn prompt(&self, question: &Question) -> Result<VlmPrompt, TaskError> {
         Ok(question.prompt.clone())
     }
 
-    fn reward(&self, question: &Question, completion: &Completion) -> Result<Reward, Box<dyn StdError + Send + Sync>> {
+    fn reward(&self, question: &Question, completion: &Completion) -> Result<Reward, TaskError> {
         let grade = grade(&completion.text, &question.example.answer);
         // The format is watched, and earns nothing: an answer in the box that is wrong is wrong.
         Ok(Reward::of("accuracy", grade.accuracy).and("format", Some(grade.format), 0.0))

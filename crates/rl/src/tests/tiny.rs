@@ -1,6 +1,5 @@
 //! A small language model and a task for it, on the CPU.
 
-use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,7 +10,7 @@ use rand::RngExt;
 
 use crate::{
     AttentionStates, Completion, CreditAssigner, Error, Group, Policy, Reward, Rope, Sampler, Sampling, Scores,
-    SignalSet, Signals, Task, sample_from_logits, stream,
+    SignalSet, Signals, Task, TaskError, sample_from_logits, stream,
 };
 
 pub(super) const VOCABULARY: usize = 6;
@@ -150,11 +149,11 @@ impl Task for Count {
     type Sample = Row;
     type Prompt = usize;
 
-    fn prompt(&self, row: &Row) -> Result<usize, Box<dyn StdError + Send + Sync>> {
+    fn prompt(&self, row: &Row) -> Result<usize, TaskError> {
         Ok(row.prompt)
     }
 
-    fn reward(&self, row: &Row, completion: &Completion) -> Result<Reward, Box<dyn StdError + Send + Sync>> {
+    fn reward(&self, row: &Row, completion: &Completion) -> Result<Reward, TaskError> {
         if row.offset < 0.0 {
             return Err("verifier is out of order".into());
         }
