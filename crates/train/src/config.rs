@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use firesight_kawhi::KawhiConfig;
-use firesight_rl::{Algorithm, Clip, KlPenalty, Loss};
+use firesight_rl::{Algorithm, Clip, KlPenalty, Loss, Schedule};
 use firesight_vlm::LoraConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::schedule::Schedule;
 use crate::task::Picture;
 
 /// Everything that decides a run. The same configuration gives the same run, bit for bit on CPUs of one kind.
@@ -36,6 +35,9 @@ pub struct RunConfig {
     pub reinforcement: Reinforcement,
     /// Measuring.
     pub evaluation: Evaluation,
+    /// Looking at a run.
+    #[serde(default)]
+    pub log: Log,
 }
 
 /// What of the model changes.
@@ -172,15 +174,43 @@ pub enum CreditConfig {
 }
 
 /// What is measured and when.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
     /// Held-out examples; the same ones in every run.
     pub examples: usize,
     /// Rollouts between two evaluations on held-out data while learning; 0 evaluates at the end only.
     pub every: usize,
+    /// Answers drawn for each held-out example at the temperature of training, beside the greedy one: what mean@k and
+    /// pass@k are taken over. 0, the default, draws none; each costs as much as the greedy answer.
+    #[serde(default)]
+    pub attempts: usize,
+    /// Every k of pass@k, ascending, none above `attempts`.
+    #[serde(default)]
+    pub pass_at: Vec<usize>,
+    /// Whether evaluations while learning ask about blank pictures too. Those before, after the warm-up and at the end
+    /// always do.
+    #[serde(default)]
+    pub blind: bool,
     /// Prompts of the first and of the last step whose rollouts are written as pictures and text.
     pub samples: usize,
+}
+
+/// What is written down for looking at a run. None of it changes the run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Steps between two whose rollouts are written with all their numbers; the first and the last always are. 0 writes
+    /// none.
+    pub rollouts_every: usize,
+    /// Whether metrics are written for TensorBoard as well.
+    pub tensorboard: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { rollouts_every: 25, tensorboard: true }
+    }
 }
 
 impl AlgorithmConfig {
@@ -323,11 +353,12 @@ impl RunConfig {
         for (key, schedule) in
             [("supervised.schedule", supervised.schedule), ("reinforcement.schedule", reinforcement.schedule)]
         {
-            let sound =
-                schedule.peak.is_finite() && schedule.peak >= 0.0 && (0.0..=1.0).contains(&schedule.final_share);
-            if !sound {
-                return fail(key, "needs a peak of at least 0 and a final_share between 0 and 1".into());
-            }
+            schedule.check().or_else(|(field, problem)| fail(key, format!("{field} {problem}")))?;
+        }
+        let Evaluation { attempts, pass_at, .. } = &self.evaluation;
+        if !(pass_at.is_sorted_by(|a, b| a < b) && pass_at.iter().all(|k| (1..=*attempts).contains(k))) {
+            let problem = format!("is {pass_at:?}; it lists ascending numbers of the {attempts} evaluation.attempts");
+            return fail("evaluation.pass_at", problem);
         }
         match &reinforcement.credit {
             CreditConfig::Uniform {} => Ok(()),

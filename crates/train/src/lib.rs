@@ -13,12 +13,13 @@ mod recipe;
 mod reinforcement;
 mod run_directory;
 mod samples;
-mod schedule;
 mod supervised;
 pub mod task;
 mod trainable;
 
-pub use config::{AlgorithmConfig, CreditConfig, Data, Evaluation, Reinforcement, RunConfig, Supervised, Trainable};
+pub use config::{
+    AlgorithmConfig, CreditConfig, Data, Evaluation, Log, Reinforcement, RunConfig, Supervised, Trainable,
+};
 pub use device::device;
 pub use error::Error;
 pub use evaluate::{Accuracy, greedy_correct};
@@ -29,5 +30,4 @@ pub use progress::{Field, Progress};
 pub use recipe::{Destination, Outcome, run};
 pub use reinforcement::reinforcement;
 pub use run_directory::RunDirectory;
-pub use schedule::Schedule;
 pub use supervised::supervised;
