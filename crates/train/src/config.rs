@@ -213,6 +213,14 @@ impl Default for Log {
     }
 }
 
+impl Log {
+    /// Whether the rollout of `step`, counted from 0, of `steps` is written.
+    #[must_use]
+    pub fn writes_rollout(&self, step: usize, steps: usize) -> bool {
+        self.rollouts_every > 0 && (step == 0 || step + 1 == steps || (step + 1).is_multiple_of(self.rollouts_every))
+    }
+}
+
 impl AlgorithmConfig {
     /// GRPO as the main job uses it: DAPO's higher upper bound, no KL penalty.
     #[must_use]
@@ -366,5 +374,22 @@ impl RunConfig {
                 kawhi.validate().or_else(|error| fail("reinforcement.credit", format!("is out of range: {error}")))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Log;
+
+    #[test]
+    fn rollouts_are_written_first_last_and_every_so_often() {
+        let written = |rollouts_every, steps| -> Vec<usize> {
+            let log = Log { rollouts_every, ..Log::default() };
+            (0..steps).filter(|&step| log.writes_rollout(step, steps)).map(|step| step + 1).collect()
+        };
+        assert_eq!(written(4, 10), [1, 4, 8, 10]);
+        assert_eq!(written(1, 3), [1, 2, 3]);
+        assert_eq!(written(50, 1), [1]);
+        assert!(written(0, 10).is_empty());
     }
 }

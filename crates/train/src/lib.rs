@@ -6,15 +6,18 @@ mod device;
 mod error;
 mod evaluate;
 mod examples;
+mod held_out;
 mod job;
 mod policy;
 mod progress;
 mod recipe;
 mod reinforcement;
+mod rollouts;
 mod run_directory;
 mod samples;
 mod supervised;
 pub mod task;
+mod tensorboard;
 mod trainable;
 
 pub use config::{
@@ -24,7 +27,8 @@ pub use device::device;
 pub use error::Error;
 pub use evaluate::{Accuracy, greedy_correct};
 pub use examples::{ChartTask, Purpose, Question, Questions};
-pub use job::{HeldOut, HeldOutAccuracy, Job};
+pub use held_out::{HeldOut, HeldOutAccuracy, Sighted};
+pub use job::Job;
 pub use policy::{VlmPolicy, VlmPrompt};
 pub use progress::{Field, Progress};
 pub use recipe::{Destination, Outcome, run};
