@@ -137,3 +137,39 @@ impl HeldOut {
         &self.questions
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use firesight_rl::Sampler as _;
+
+    use super::*;
+    use crate::job::Job;
+
+    #[test]
+    fn attempts_are_drawn_as_rollouts_are_but_with_other_random_numbers() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();
+        config.model = root.join(&config.model);
+        config.evaluation.examples = 2;
+        let job = Job::new(&config).unwrap();
+        let held_out = job.held_out(&config).unwrap();
+        let settings = &config.reinforcement;
+        let rollouts = Sampling {
+            temperature: settings.temperature,
+            max_tokens: settings.max_tokens,
+            seed: config.seed,
+            first_stream: 0,
+        };
+        assert_eq!(Sampling { seed: config.seed, ..held_out.attempts }, rollouts);
+
+        let policy = job.policy(&config.trainable, config.seed).unwrap().valid();
+        let prompts: Vec<_> = held_out.questions().iter().map(|question| question.prompt.clone()).collect();
+        let drawn = |sampling| policy.sample(&prompts, 1, sampling).unwrap();
+        assert_eq!(drawn(held_out.attempts), drawn(held_out.attempts));
+        assert_ne!(drawn(held_out.attempts), drawn(rollouts));
+    }
+}
