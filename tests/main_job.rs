@@ -74,7 +74,9 @@ fn a_seed_decides_the_run_and_neither_threads_nor_looks_at_it_do() {
     trained(&watched, &directory("watched"));
     let unmeasured = |name: &str| -> Vec<serde_json::Value> {
         let mut lines = metrics(&directory(name));
-        lines.iter_mut().for_each(|line| line.as_object_mut().unwrap().retain(|name, _| !name.starts_with("eval/")));
+        for line in &mut lines {
+            line.as_object_mut().unwrap().retain(|name, _| !name.starts_with("eval/"));
+        }
         lines
     };
     assert_eq!(unmeasured("two-threads"), unmeasured("watched"));
@@ -174,11 +176,12 @@ fn a_bad_configuration_is_named_by_file_and_key() {
         ("temperature = 1.0", "temperature = 0.0", "reinforcement.temperature"),
         ("mini_batches = 2", "mini_batches = 5", "reinforcement.mini_batches"),
         ("micro_batch = 8", "micro_batch = 0", "reinforcement.micro_batch"),
+        ("rollouts_every", "rollout_every", "rollout_every"),
         ("peak = 2e-4", "peak = -2e-4", "reinforcement.schedule peak is -0.0002"),
         ("peak = 2e-3", "decay = \"sine\", peak = 2e-3", "sine"),
         ("peak = 2e-3", "decay = \"constant\", peak = 2e-3", "supervised.schedule final_share is 0.3"),
-        ("every = 0 ", "every = 0\nattempts = 4\npass_at = [1, 8]\n", "evaluation.pass_at is [1, 8]"),
-        ("every = 0 ", "every = 0\nattempts = 4\npass_at = [2, 2]\n", "evaluation.pass_at is [2, 2]"),
+        ("pass_at = []", "pass_at = [1]", "evaluation.pass_at is [1]"),
+        ("attempts = 0 ", "attempts = \"many\"", "attempts"),
     ] {
         let error = config_error(from, to);
         assert!(error.contains("qwen-small.toml") && error.contains(expected), "{to}: {error}");

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Shows that TensorBoard reads what firesight writes for it: installs it into target/tensorboard (about 200 MB, a minute)
-# and runs the comparison that the test suite leaves out. With a run directory it compares that run instead.
+# Shows that TensorBoard reads what firesight writes for it: installs it into target/tensorboard (200 MB, a minute) and
+# runs the comparison that the test suite leaves out. With a run directory it compares that run instead.
 set -euo pipefail
 here="$(realpath "$(dirname "$0")")"
 environment="$here/../../target/tensorboard"

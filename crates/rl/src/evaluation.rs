@@ -20,18 +20,18 @@ pub struct Estimate {
 impl Estimate {
     /// The mean of one score a question, each between 0 and 1: right or wrong, the share of right attempts, pass@k.
     ///
-    /// The interval speaks of questions that were not asked, so the questions are its independent units. Attempts at one
-    /// question are not: they are alike because the question is easy or hard, and counting them as if they were
+    /// The interval speaks of questions that were not asked, so the questions are its independent units. Attempts at
+    /// one question are not: they are alike because the question is easy or hard, and counting them as if they were
     /// questions would make any interval as narrow as one likes by asking the same few again.
     ///
     /// It is Wilson's interval (1927), whose ends are the means that the found one lies 1.96 standard errors away from,
-    /// for an effective number of questions: `n` times the variance `m (1 - m)` of yes/no answers of that mean over the
-    /// variance of the scores, as is done for proportions in surveys (Korn and Graubard, 1998). For yes/no answers that
-    /// is Wilson's interval itself. Into the variance goes one question more, of the largest variance there can be, so
-    /// that few questions that happen to agree are no certainty; at 0 and at 1, and for one question, what is left is
-    /// Wilson's interval for `n` yes/no answers. Over simulated questions of every spread it covers 91 to 100 % from five
-    /// questions on and 93 to 97 % from a hundred; the mean plus or minus 1.96 standard errors would cover as little as a
-    /// quarter where nearly all answers are wrong.
+    /// for an effective number of questions: `n` times the variance `m (1 - m)` of yes/no answers of that mean over
+    /// the variance of the scores, as is done for proportions in surveys (Korn and Graubard, 1998). For yes/no answers
+    /// that is Wilson's interval itself. Into the variance goes one question more, of the largest variance there can
+    /// be, so that few questions that happen to agree are no certainty; at 0 and at 1, and for one question, what is
+    /// left is Wilson's interval for `n` yes/no answers. Over simulated questions of every spread it covers 91 to
+    /// 100 % from five questions on and 93 to 97 % from a hundred; the mean plus or minus 1.96 standard errors would
+    /// cover as little as a quarter where nearly all answers are wrong.
     ///
     /// Of no questions nothing is known: the mean is 0 and the interval everything.
     #[must_use]
@@ -54,8 +54,9 @@ impl Estimate {
     }
 }
 
-/// The probability that at least one of `k` attempts is right, estimated without bias from `attempts` of which `correct`
-/// were: `1 - C(n - c, k) / C(n, k)`, arXiv 2107.03374, equation 1. With `k` of 1 it is the share of right attempts.
+/// The probability that at least one of `k` attempts is right, estimated without bias from `attempts` of which
+/// `correct` were: `1 - C(n - c, k) / C(n, k)`, arXiv 2107.03374, equation 1. With `k` of 1 it is the share of right
+/// attempts.
 ///
 /// # Errors
 /// [`Error::Setting`] when `k` is 0 or more than the attempts: nothing can then be said without bias.

@@ -380,7 +380,13 @@ impl RunConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::Log;
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use firesight_rl::Decay;
+
+    use super::{Log, RunConfig};
 
     #[test]
     fn rollouts_are_written_first_last_and_every_so_often() {
@@ -392,5 +398,41 @@ mod tests {
         assert_eq!(written(1, 3), [1, 2, 3]);
         assert_eq!(written(50, 1), [1]);
         assert!(written(0, 10).is_empty());
+    }
+
+    /// What a configuration may leave out, and what it then means.
+    #[test]
+    fn absent_keys_have_the_meaning_they_had() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/configs/qwen-small.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let optional = ["attempts", "pass_at", "blind", "[log]", "rollouts_every", "tensorboard"];
+        let kept = |line: &&str| !optional.iter().any(|key| line.starts_with(key));
+        let bare: Vec<&str> = text.lines().filter(kept).collect();
+        assert_eq!(bare.len() + optional.len(), text.lines().count());
+        let bare = RunConfig::from_toml(&bare.join("\n"), &path).unwrap();
+        assert_eq!(bare, RunConfig::from_toml(&text, &path).unwrap());
+        assert_eq!(bare.supervised.schedule.decay, Decay::Linear);
+        assert_eq!(bare, RunConfig::from_toml(&bare.to_toml(), &path).unwrap());
+    }
+
+    #[test]
+    fn pass_at_takes_ascending_numbers_of_the_attempts() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/configs/qwen-small.toml");
+        let mut config = RunConfig::from_file(&path).unwrap();
+        config.evaluation.attempts = 4;
+        for (pass_at, sound) in [
+            (vec![], true),
+            (vec![1, 4], true),
+            (vec![0, 1], false),
+            (vec![5], false),
+            (vec![2, 2], false),
+            (vec![2, 1], false),
+        ] {
+            config.evaluation.pass_at = pass_at;
+            match config.check() {
+                Ok(()) => assert!(sound, "{config:?}"),
+                Err(error) => assert!(!sound && error.to_string().starts_with("evaluation.pass_at is ["), "{error}"),
+            }
+        }
     }
 }

@@ -42,8 +42,8 @@ pub(crate) fn count_right(
     Ok(questions.iter().zip(answers).map(right).collect())
 }
 
-/// Mean@k of all `attempts` and pass@k for every `k` of `pass_at`, by name, given how many attempts at each question were
-/// right.
+/// Mean@k of all `attempts` and pass@k for every `k` of `pass_at`, by name, given how many of the attempts at each
+/// question were right.
 pub(crate) fn attempt_estimates(
     right: &[usize],
     attempts: usize,

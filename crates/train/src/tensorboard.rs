@@ -13,8 +13,10 @@
 //! | length | the message, a protobuf `Event` |
 //! | 4 | masked CRC32C of the message |
 //!
-//! Masked is `rotate_right(crc, 15) + 0xa282ead8`. The first event has the version of the file in place of a summary. The
-//! messages are TensorFlow's `Event` and `Summary`; what is used of them, with field numbers, are the types below.
+//! Masked is `rotate_right(crc, 15) + 0xa282ead8`. The first event has the version of the file in place of a summary.
+//! The messages are TensorFlow's `Event` and `Summary`: an event has the wall time (field 1, a double), the step (2, an
+//! int64), the version (3, a string) and the summary (5); a summary has values (1), each a tag (1, a string) and a
+//! number (2, a float).
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -130,13 +132,13 @@ mod tests {
     #[test]
     fn records_are_those_of_tensorboard() {
         let event = Event { wall_time: 1.5, step: 0, file_version: Some("brain.Event:2".into()), summary: None };
-        assert_eq!(hex(&record(&event.encode_to_vec())), VERSION);
+        assert_eq!(record(&event.encode_to_vec()), bytes(VERSION));
         let values = vec![
             Value { tag: "reinforcement/reward/mean".into(), simple_value: Some(0.25) },
             Value { tag: "a".into(), simple_value: Some(0.0) },
         ];
         let event = Event { wall_time: 2.5, step: 300, file_version: None, summary: Some(Summary { values }) };
-        assert_eq!(hex(&record(&event.encode_to_vec())), SCALARS);
+        assert_eq!(record(&event.encode_to_vec()), bytes(SCALARS));
     }
 
     #[test]
@@ -162,7 +164,7 @@ mod tests {
         assert!(events.iter().all(|event| event.wall_time > 1e9));
     }
 
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    fn bytes(hex: &str) -> Vec<u8> {
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
     }
 }
