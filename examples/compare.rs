@@ -12,8 +12,9 @@ use std::sync::Mutex;
 
 use clap::Parser;
 use firesight_kawhi::KawhiConfig;
+use firesight_rl::Algorithm;
 use firesight_train::{
-    AlgorithmConfig, CreditConfig, Destination, HeldOutAccuracy, Job, Progress, RunConfig, reinforcement, supervised,
+    CreditConfig, Destination, HeldOutAccuracy, Job, Progress, RunConfig, reinforcement, supervised,
 };
 
 #[global_allocator]
@@ -44,15 +45,16 @@ fn main() -> anyhow::Result<()> {
     base.reinforcement.steps = options.steps.unwrap_or(base.reinforcement.steps);
     base.threads = options.threads;
     base.check()?;
-    let (grpo, gspo) = (AlgorithmConfig::grpo(), AlgorithmConfig::gspo());
-    let kawhi = CreditConfig::Kawhi(KawhiConfig::default());
-    let arms =
-        [(grpo, CreditConfig::Uniform {}), (grpo, kawhi.clone()), (gspo, CreditConfig::Uniform {}), (gspo, kawhi)];
+    let algorithms = [("grpo", base.reinforcement.algorithm.clone()), ("gspo", Algorithm::gspo())];
+    let credits = [CreditConfig::Uniform {}, CreditConfig::Kawhi(KawhiConfig::default())];
+    let arms: Vec<_> = algorithms
+        .iter()
+        .flat_map(|(name, algorithm)| {
+            credits.iter().map(move |credit| (format!("{name} + {}", credit.name()), algorithm.clone(), credit.clone()))
+        })
+        .collect();
 
-    println!(
-        "| seed | warm-up | {} |",
-        arms.each_ref().map(|(a, c)| format!("{} + {}", a.name(), c.name())).join(" | ")
-    );
+    println!("| seed | warm-up | {} |", arms.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>().join(" | "));
     println!("|---|---|{}", "---|".repeat(arms.len()));
     let mut gains = vec![Vec::new(); arms.len()];
     for seed in 0..options.seeds {
@@ -71,8 +73,9 @@ fn main() -> anyhow::Result<()> {
             loop {
                 let Some(index) = next.lock().ok().and_then(|mut next| next.next()) else { return Ok(()) };
                 let mut config = RunConfig { threads: 1, ..config.clone() };
-                (config.reinforcement.algorithm, config.reinforcement.credit) = arms[index].clone();
-                config.name = format!("seed{seed}-{}-{}", arms[index].0.name(), arms[index].1.name());
+                let (name, algorithm, credit) = arms[index].clone();
+                (config.reinforcement.algorithm, config.reinforcement.credit) = (algorithm, credit);
+                config.name = format!("seed{seed}-{}", name.replace(" + ", "-"));
                 let mut directory = Destination::Under(options.out.clone()).create(&config)?;
                 let mut progress = Progress::silent();
                 let policy = policy.clone();

@@ -9,18 +9,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, ValueEnum};
 use firesight_kawhi::KawhiConfig;
-use firesight_train::{AlgorithmConfig, CreditConfig, Destination, Progress, RunConfig, run};
+use firesight_rl::Algorithm;
+use firesight_train::{CreditConfig, Destination, Progress, RunConfig, run};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Algorithm {
-    Grpo,
-    Gspo,
-}
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Credit {
@@ -31,9 +27,9 @@ enum Credit {
 /// Trains a small vision-language model with reinforcement learning on real images.
 #[derive(Debug, Parser)]
 struct Options {
-    /// What is optimised [default: as in the configuration].
-    #[arg(long)]
-    algorithm: Option<Algorithm>,
+    /// A published algorithm, with the settings of its paper [default: as in the configuration].
+    #[arg(long, value_parser = presets())]
+    algorithm: Option<String>,
     /// How an advantage is split over the tokens of a completion [default: as in the configuration].
     #[arg(long)]
     credit: Option<Credit>,
@@ -57,6 +53,10 @@ struct Options {
     config: Option<PathBuf>,
 }
 
+fn presets() -> PossibleValuesParser {
+    Algorithm::presets(1).into_iter().map(|(name, _)| name).collect::<Vec<_>>().into()
+}
+
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -71,11 +71,10 @@ fn main() -> anyhow::Result<()> {
     config.threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
     let reinforcement = &mut config.reinforcement;
     reinforcement.steps = options.steps.unwrap_or(reinforcement.steps);
-    if let Some(algorithm) = options.algorithm {
-        reinforcement.algorithm = match algorithm {
-            Algorithm::Grpo => AlgorithmConfig::grpo(),
-            Algorithm::Gspo => AlgorithmConfig::gspo(),
-        };
+    let mut presets = Algorithm::presets(reinforcement.max_tokens).into_iter();
+    if let Some((name, preset)) = presets.find(|(name, _)| Some(*name) == options.algorithm.as_deref()) {
+        reinforcement.algorithm = preset;
+        config.name = format!("{}-{name}", config.name);
     }
     if let Some(credit) = options.credit {
         reinforcement.credit = match credit {
@@ -83,8 +82,7 @@ fn main() -> anyhow::Result<()> {
             Credit::Kawhi => CreditConfig::Kawhi(KawhiConfig::default()),
         };
     }
-    let (algorithm, credit) = (reinforcement.algorithm.name(), reinforcement.credit.name());
-    config.name = format!("{}-{algorithm}-{credit}-seed{}", config.name, config.seed);
+    config.name = format!("{}-{}-seed{}", config.name, reinforcement.credit.name(), config.seed);
 
     let destination = options.out.map_or_else(|| Destination::Under("runs".into()), Destination::Exactly);
     let outcome = run(&config, &destination, &mut Progress::detect())?;

@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use firesight_rl::{Algorithm, KlPenalty, MicroBatch};
 use firesight_train::task::Picture;
 use firesight_train::{
-    AlgorithmConfig, CreditConfig, Destination, Error, Evaluation, Log, Outcome, Progress, RunConfig, Trainable, run,
+    CreditConfig, Destination, Error, Evaluation, Log, Outcome, Progress, RunConfig, Trainable, run,
 };
 use firesight_vlm::{LoraConfig, QwenVl, SaveOptions};
 
@@ -27,7 +28,7 @@ fn small() -> RunConfig {
     config.supervised.check_examples = 8;
     config.reinforcement.steps = 2;
     config.reinforcement.prompts = 8;
-    config.reinforcement.micro_batch = 2;
+    config.reinforcement.micro_batch = MicroBatch::Groups(2);
     config.evaluation.examples = 16;
     config.evaluation.every = 1;
     config.evaluation.samples = 2;
@@ -97,7 +98,7 @@ fn a_run_leaves_everything_in_its_directory() {
     let directory = scratch.path().join("run");
     let mut config = small();
     config.reinforcement.credit = CreditConfig::Uniform {};
-    config.reinforcement.algorithm = AlgorithmConfig::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.01 };
+    config.reinforcement.algorithm = Algorithm { kl: Some(KlPenalty::new(0.01)), ..Algorithm::gspo() };
     let outcome = trained(&config, &directory);
     assert_eq!(outcome.directory, directory);
     assert!(outcome.table().contains("after RL"));
@@ -175,7 +176,7 @@ fn a_bad_configuration_is_named_by_file_and_key() {
         ("name = \"kawhi\"", "name = \"uniform\", tau = 1", "tau"),
         ("temperature = 1.0", "temperature = 0.0", "reinforcement.temperature"),
         ("mini_batches = 2", "mini_batches = 5", "reinforcement.mini_batches"),
-        ("micro_batch = 8", "micro_batch = 0", "reinforcement.micro_batch"),
+        ("groups = 8", "groups = 0", "reinforcement.micro_batch"),
         ("rollouts_every", "rollout_every", "rollout_every"),
         ("peak = 2e-4", "peak = -2e-4", "reinforcement.schedule peak is -0.0002"),
         ("peak = 2e-3", "decay = \"sine\", peak = 2e-3", "sine"),

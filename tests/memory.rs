@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use burn::module::Module;
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, FloatDType};
-use firesight_rl::{Algorithm, Completion, Group, Loss, Options, Reward, Sampler, Sampling, Trainer, Uniform};
+use firesight_rl::{Algorithm, Completion, Group, MicroBatch, Options, Reward, Sampler, Sampling, Trainer, Uniform};
 use firesight_train::{VlmPolicy, VlmPrompt};
 use firesight_vlm::{
     Component, Grid, LoraConfig, MemoryPlan, ModelConfig, ProcessedImage, Processor, Prompt, QwenVl, SaveOptions,
@@ -70,7 +70,7 @@ fn measure(
     let length = workload.completion_tokens;
     let completion =
         Completion { tokens: vec![5; length], log_probs: vec![-6.0; length], text: String::new(), truncated: true };
-    let reward = |completion| Reward { total: completion as f32, parts: Vec::new() };
+    let reward = |completion| Reward::of("index", completion as f32);
     let group = Group {
         prompt: prompt.clone(),
         completions: vec![completion; workload.completions],
@@ -80,16 +80,11 @@ fn measure(
     let prompts = vec![prompt; workload.generation_prompts];
     let sampling = Sampling { temperature: 0.8, max_tokens: length, seed: 0, first_stream: 0 };
     let options = Options {
-        group_size: workload.completions,
-        sampling,
         prompts_per_sampling_batch: workload.generation_prompts,
-        groups_per_micro_batch: workload.prompts,
-        mini_batches: 1,
-        passes_per_rollout: 1,
-        max_gradient_norm: Some(1.0),
-        threads: 1,
+        micro_batch: MicroBatch::Groups(workload.prompts),
+        ..Options::new(workload.completions, sampling)
     };
-    let algorithm = Algorithm { loss: Loss { kl: None, ..Algorithm::grpo().loss }, ..Algorithm::grpo() };
+    let algorithm = Algorithm { kl: None, ..Algorithm::grpo() };
 
     let before = HEAP.current_usage();
     let model = model(&Device::flex().autodiff());

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use firesight_rl::{Aggregation, Clip, KlPenalty, Loss, LossInput, RatioLevel, Sapo, Surrogate, clip_global_norm};
+use firesight_rl::{
+    Aggregation, Algorithm, Clip, KlPenalty, KlPlacement, LossInput, RatioLevel, Sapo, Surrogate, clip_global_norm,
+};
 use firesight_vlm::{
     Generation, Grid, ProcessedImage, Prompt, QwenVl, Sampling, SaveOptions, Scored, TokenMask, parameters,
 };
@@ -398,24 +400,25 @@ fn adamw_steps() {
 }
 
 /// Our settings for the options of an end-to-end case; TRL's defaults where an option is not given.
-fn algorithm(options: &serde_json::Value) -> (Loss, Aggregation) {
+fn algorithm(options: &serde_json::Value) -> Algorithm {
     let number = |name: &str, default: f64| options[name].as_f64().unwrap_or(default) as f32;
     let sequence = options["importance_sampling_level"] == "sequence";
-    let clip = Clip { low: number("epsilon_low", 0.2), high: number("epsilon_high", 0.2), delta: None };
-    let (surrogate, aggregation): (Arc<dyn Surrogate>, _) = match options["loss_type"].as_str().unwrap() {
-        "grpo" => (Arc::new(clip), Aggregation::SequenceMean),
-        "dapo" => (Arc::new(clip), Aggregation::TokenMean),
-        "sapo" => (Arc::new(Sapo::default()), Aggregation::SequenceMean),
+    let clip =
+        Surrogate::Clip(Clip { low: number("epsilon_low", 0.2), high: number("epsilon_high", 0.2), delta: None });
+    let (surrogate, aggregation) = match options["loss_type"].as_str().unwrap() {
+        "grpo" => (clip, Aggregation::SequenceMean),
+        "dapo" => (clip, Aggregation::TokenMean),
+        "sapo" => (Surrogate::Sapo(Sapo::default()), Aggregation::SequenceMean),
         other => panic!("unknown loss {other}"),
     };
     let beta = number("beta", 0.0);
-    let loss = Loss {
+    Algorithm {
         ratio: if sequence { RatioLevel::Sequence } else { RatioLevel::Token },
         surrogate,
-        kl: (beta != 0.0).then_some(KlPenalty { coefficient: beta, ratio_weighted: true }),
-        entropy_bonus: 0.0,
-    };
-    (loss, aggregation)
+        aggregation,
+        kl: (beta != 0.0).then(|| KlPenalty { placement: KlPlacement::RatioWeightedLoss, ..KlPenalty::new(beta) }),
+        ..Algorithm::grpo()
+    }
 }
 
 /// Policy losses through the whole model, against TRL's loss code through transformers' model.
@@ -448,7 +451,7 @@ fn policy_gradients() {
                 rows: base.rows.clone(),
                 summary: summary.clone(),
             };
-            let (loss, aggregation) = algorithm(&case.summary["opts"]);
+            let algorithm = algorithm(&case.summary["opts"]);
             let temperature = case.summary["temperature"].as_f64().unwrap() as f32;
             let scores = model.score(&scored(&case), temperature, &everything(&model), None).unwrap();
             let device = scores.log_probs.device();
@@ -471,17 +474,18 @@ fn policy_gradients() {
             let stored =
                 |name: &str| Tensor::<2>::from_data(TensorData::new(case.tensors.f32(name).1, [rows, width]), &device);
             let advantages = case.tensors.f32("advantages").1;
-            let tokens = loss
-                .forward(LossInput {
+            let tokens = algorithm
+                .token_loss(LossInput {
                     log_probs: scores.log_probs,
                     old_log_probs: stored("old_logps"),
                     ref_log_probs: Some(stored("ref_logps")),
                     entropy: scores.entropy,
                     advantages: per_token(&|row| advantages[row]),
                     mask: per_token(&|_| 1.0),
+                    kept: None,
                 })
                 .unwrap();
-            let total = loss.total(&tokens, &aggregation.coefficients(&lengths));
+            let total = algorithm.total_loss(&tokens, &algorithm.aggregation.coefficients(&lengths));
             check(&case, "loss", &values(total.clone()), &case.tensors.f32("loss").1);
             let gradients = GradientsParams::from_grads(total.backward(), &model);
             let found = gradients_by_name(&model, &gradients);

@@ -10,7 +10,8 @@ use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Tensor};
 use firesight_kawhi::{Kawhi, KawhiConfig};
 use firesight_rl::{
-    Algorithm, Completion, CreditAssigner, Group, Options, Policy, Reward, Sampling, StepReport, Task, Trainer, Uniform,
+    Algorithm, Completion, CreditAssigner, Group, MicroBatch, Options, Policy, Reward, Sampling, StepReport, Task,
+    Trainer, Uniform,
 };
 use firesight_train::task::Charts;
 use firesight_train::{Purpose, Question, Questions, VlmPolicy, VlmPrompt};
@@ -29,7 +30,7 @@ impl Task for EvenTokens {
 
     fn reward(&self, _: &Question, completion: &Completion) -> Result<Reward, Box<dyn StdError + Send + Sync>> {
         let even = completion.tokens.iter().filter(|&token| token % 2 == 0).count();
-        Ok(Reward { total: even as f32 / completion.tokens.len() as f32, parts: Vec::new() })
+        Ok(Reward::of("even", even as f32 / completion.tokens.len() as f32))
     }
 }
 
@@ -59,16 +60,13 @@ fn train(
     let questions = Questions::new(Charts::new().unwrap(), policy.processor().clone(), 0);
     let credit = credit(credit_name, &policy);
     let options = Options {
-        group_size: 4,
-        sampling: Sampling { temperature: 0.8, max_tokens: 10, seed: 5, first_stream: 0 },
         prompts_per_sampling_batch: 2,
-        groups_per_micro_batch: 1,
+        micro_batch: MicroBatch::Groups(1),
         mini_batches,
-        passes_per_rollout: 1,
-        max_gradient_norm: Some(1.0),
         threads,
+        ..Options::new(4, Sampling { temperature: 0.8, max_tokens: 10, seed: 5, first_stream: 0 })
     };
-    let algorithm = Algorithm { loss: firesight_rl::Loss { kl: None, ..Algorithm::grpo().loss }, ..Algorithm::grpo() };
+    let algorithm = Algorithm { kl: None, ..Algorithm::grpo() };
     let mut trainer = Trainer::new(policy, AdamWConfig::new().init(), algorithm, credit, options).unwrap();
     let reports = (0..steps)
         .map(|step| {

@@ -1,3 +1,5 @@
+use serde::{Deserialize, Serialize};
+
 /// How token losses become one number.
 ///
 /// Every choice is a constant per completion that the lengths alone decide, so it is known before the forward pass
@@ -11,8 +13,9 @@
 /// | [`SequenceMean`](Self::SequenceMean) | 1 / (N T_i) | GRPO, arXiv 2402.03300, eq. 3; GSPO, arXiv 2507.18071, eq. 5 |
 /// | [`TokenMean`](Self::TokenMean) | 1 / sum_j T_j | DAPO, arXiv 2503.14476, eq. 8 |
 /// | [`Constant`](Self::Constant) | 1 / (N L) | Dr. GRPO, arXiv 2503.20783 |
-/// | [`SequenceSum`](Self::SequenceSum) | 1 / N | LUSPO: no length normalisation |
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// | [`SequenceSum`](Self::SequenceSum) | 1 / N | LUSPO, arXiv 2602.05261; RLOO, arXiv 2402.14740 |
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Aggregation {
     /// Mean over completions of the mean over their tokens: a token of a short answer weighs more.
     SequenceMean,

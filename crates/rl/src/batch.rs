@@ -1,36 +1,150 @@
-use burn::tensor::{Device, Tensor, TensorData};
+//! What of a rollout is trained on, in the parts that go through a scoring pass.
 
-use crate::{Error, Scores};
+use std::ops::Range;
 
-/// Right-pads ragged rows with zeros: `[rows, width]`.
-pub(crate) fn pad<'a>(rows: impl ExactSizeIterator<Item = &'a [f32]>, width: usize, device: &Device) -> Tensor<2> {
-    let count = rows.len();
-    let mut values = vec![0.0; count * width];
-    for (place, row) in values.chunks_exact_mut(width.max(1)).zip(rows) {
-        place[..row.len()].copy_from_slice(row);
+use crate::{Completion, Group, MicroBatch};
+
+/// Completions of a rollout in pieces: each is a group, or as much of one as fits into a pass.
+///
+/// Rows are completions, those of all pieces one after another; `starts[p]` is the first of piece `p`.
+pub(crate) struct Batch<P> {
+    pub(crate) pieces: Vec<Group<P>>,
+    /// Group of each piece, in the rollout.
+    pub(crate) groups: Vec<usize>,
+    /// Group and place in it of each row, in the rollout.
+    pub(crate) places: Vec<(usize, usize)>,
+    pub(crate) starts: Vec<usize>,
+    pub(crate) lengths: Vec<usize>,
+    /// Tokens of each piece's prompt.
+    prompt_tokens: Vec<usize>,
+    budget: MicroBatch,
+}
+
+impl<P: Clone> Batch<P> {
+    /// Takes the completions that `keep` names, as (group, place in it).
+    pub(crate) fn new(
+        groups: &[Group<P>],
+        keep: impl Fn(usize, usize) -> bool,
+        budget: MicroBatch,
+        prompt_tokens: impl Fn(&P) -> usize,
+    ) -> Self {
+        let mut batch = Self {
+            pieces: Vec::new(),
+            groups: Vec::new(),
+            places: Vec::new(),
+            starts: vec![0],
+            lengths: Vec::new(),
+            prompt_tokens: Vec::new(),
+            budget,
+        };
+        for (index, group) in groups.iter().enumerate() {
+            let kept: Vec<usize> = (0..group.completions.len()).filter(|&place| keep(index, place)).collect();
+            let tokens = prompt_tokens(&group.prompt);
+            for places in kept.chunks(batch.largest_piece(&group.completions, &kept, tokens)) {
+                let completions: Vec<Completion> =
+                    places.iter().map(|&place| group.completions[place].clone()).collect();
+                batch.places.extend(places.iter().map(|&place| (index, place)));
+                batch.lengths.extend(completions.iter().map(|completion| completion.tokens.len()));
+                batch.starts.push(batch.lengths.len());
+                batch.groups.push(index);
+                batch.prompt_tokens.push(tokens);
+                batch.pieces.push(Group { prompt: group.prompt.clone(), completions, rewards: Vec::new() });
+            }
+        }
+        batch
     }
-    Tensor::from_data(TensorData::new(values, [count, width]), device)
-}
 
-/// Values of a `[rows, width]` tensor, row-major.
-pub(crate) fn values(tensor: &Tensor<2>) -> Result<Vec<f32>, Error> {
-    tensor.clone().detach().try_into_vec_as::<f32>().map_err(|error| Error::Policy(Box::new(error)))
-}
-
-/// The rows of a padded tensor, cut to `lengths`.
-pub(crate) fn unpad(tensor: &Tensor<2>, lengths: &[usize]) -> Result<Vec<Vec<f32>>, Error> {
-    let width = tensor.dims()[1];
-    let values = values(tensor)?;
-    Ok(values.chunks_exact(width.max(1)).zip(lengths).map(|(row, &length)| row[..length].to_vec()).collect())
-}
-
-/// Refuses scores that do not have a row for each completion and a column for each token.
-pub(crate) fn check_shape(scores: &Scores, lengths: &[usize]) -> Result<(), Error> {
-    let expected = [lengths.len(), lengths.iter().copied().max().unwrap_or(0)];
-    for found in [scores.log_probs.dims(), scores.entropy.dims()] {
-        if found[0] != expected[0] || found[1] < expected[1] || found != scores.log_probs.dims() {
-            return Err(Error::ScoreShape { found, expected });
+    /// Completions of a group that go into one piece.
+    fn largest_piece(&self, completions: &[Completion], kept: &[usize], prompt_tokens: usize) -> usize {
+        match self.budget {
+            MicroBatch::Groups(_) => kept.len().max(1),
+            MicroBatch::Tokens(budget) => {
+                let longest = kept.iter().map(|&place| completions[place].tokens.len()).max().unwrap_or(0).max(1);
+                (budget.saturating_sub(prompt_tokens) / longest).max(1)
+            }
         }
     }
-    Ok(())
+
+    pub(crate) fn rows(&self, pieces: &Range<usize>) -> Range<usize> {
+        self.starts[pieces.start]..self.starts[pieces.end]
+    }
+
+    /// Cuts a range of pieces into those that go through a pass together.
+    pub(crate) fn micro_batches(&self, pieces: Range<usize>) -> Vec<Range<usize>> {
+        let mut cut: Vec<Range<usize>> = Vec::new();
+        for piece in pieces {
+            match cut.last_mut() {
+                Some(last) if self.fits(&(last.start..piece + 1)) => last.end = piece + 1,
+                _ => cut.push(piece..piece + 1),
+            }
+        }
+        cut
+    }
+
+    fn fits(&self, pieces: &Range<usize>) -> bool {
+        match self.budget {
+            MicroBatch::Groups(size) => pieces.len() <= size,
+            MicroBatch::Tokens(budget) => {
+                let lengths = &self.lengths[self.rows(pieces)];
+                let completions = lengths.len() * lengths.iter().max().unwrap_or(&0);
+                self.prompt_tokens[pieces.clone()].iter().sum::<usize>() + completions <= budget
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Batch;
+    use crate::{Completion, Group, MicroBatch};
+
+    fn groups(lengths: &[&[usize]]) -> Vec<Group<usize>> {
+        let completion = |&length: &usize| Completion { tokens: vec![0; length], ..Completion::default() };
+        let group = |lengths: &&[usize]| Group {
+            prompt: 10,
+            completions: lengths.iter().map(completion).collect(),
+            rewards: Vec::new(),
+        };
+        lengths.iter().map(group).collect()
+    }
+
+    fn cut(lengths: &[&[usize]], micro_batch: MicroBatch) -> (Vec<Vec<usize>>, Vec<std::ops::Range<usize>>) {
+        let batch = Batch::new(&groups(lengths), |_, _| true, micro_batch, |&tokens| tokens);
+        let pieces = batch.starts.windows(2).map(|ends| batch.lengths[ends[0]..ends[1]].to_vec()).collect();
+        (pieces, batch.micro_batches(0..batch.pieces.len()))
+    }
+
+    #[test]
+    fn a_budget_of_groups_counts_groups() {
+        let (pieces, cut) = cut(&[&[3, 4], &[5, 5], &[1, 9]], MicroBatch::Groups(2));
+        assert_eq!((pieces.len(), cut), (3, vec![0..2, 2..3]));
+    }
+
+    #[test]
+    fn a_budget_of_tokens_counts_prompts_and_padding() {
+        // Two groups: prompts 20, completions 4 x 5 with padding.
+        let all: &[&[usize]] = &[&[3, 4], &[5, 5], &[1, 5]];
+        assert_eq!(cut(all, MicroBatch::Tokens(40)).1, [0..2, 2..3]);
+        assert_eq!(cut(all, MicroBatch::Tokens(39)).1, [0..1, 1..2, 2..3]);
+        assert_eq!(cut(all, MicroBatch::Tokens(60)).1.len(), 1);
+    }
+
+    #[test]
+    fn a_group_beyond_the_budget_is_cut_and_a_completion_is_not() {
+        let (pieces, cuts) = cut(&[&[3, 4, 2]], MicroBatch::Tokens(18));
+        assert_eq!((pieces, cuts), (vec![vec![3, 4], vec![2]], vec![0..1, 1..2]));
+        assert_eq!(cut(&[&[30, 40]], MicroBatch::Tokens(18)).0, [vec![30], vec![40]]);
+    }
+
+    #[test]
+    fn what_is_not_kept_leaves_its_place_to_nobody() {
+        let batch = Batch::new(
+            &groups(&[&[1, 2], &[3], &[4, 5]]),
+            |group, place| (group, place) != (0, 1) && group != 1,
+            MicroBatch::Groups(8),
+            |_| 0,
+        );
+        assert_eq!(batch.places, [(0, 0), (2, 0), (2, 1)]);
+        assert_eq!((batch.groups, batch.lengths), (vec![0, 2], vec![1, 4, 5]));
+    }
 }

@@ -73,6 +73,14 @@ pub enum Error {
     /// A KL penalty without a reference policy to measure against.
     #[error("the loss has a KL penalty, but there are no log-probabilities of a reference policy")]
     MissingReference,
+    /// The logits of a policy are no distribution: one is NaN, or all are minus infinity.
+    #[error("the logits for completion {completion} of prompt {prompt} are no distribution")]
+    NonFiniteLogits {
+        /// Index of the prompt.
+        prompt: usize,
+        /// Index of the completion among those of the prompt.
+        completion: usize,
+    },
     /// The scores carry no gradients, so nothing can be trained.
     #[error("the scores of the policy carry no gradients; it has to live on an autodiff device and require gradients")]
     NotDifferentiable,

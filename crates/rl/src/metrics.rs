@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::advantage::{mean, sample_std};
-use crate::{Bound, Group};
+use crate::advantage::mean;
+use crate::{Bound, Deviation, Reward, Rollout};
 
 /// Names and values in the order they are written.
 pub type Metrics = Vec<(String, f64)>;
@@ -76,24 +76,31 @@ impl TokenSums {
 }
 
 /// What is known of a batch before any update: rewards, lengths, advantages.
-pub(crate) fn batch_metrics<P>(groups: &[Group<P>], advantages: &[Vec<f32>]) -> Metrics {
+pub(crate) fn batch_metrics<P>(rollout: &Rollout<P>, advantages: &[Vec<f32>]) -> Metrics {
+    let Rollout { groups, drawn, .. } = rollout;
     let rewards = || groups.iter().flat_map(|group| &group.rewards);
-    let totals = || rewards().map(|reward| f64::from(reward.total));
+    let totals = || rewards().filter_map(Reward::total).map(f64::from);
     let completions = || groups.iter().flat_map(|group| &group.completions);
-    let equal = groups.iter().filter(|group| {
-        let mut totals = group.rewards.iter().map(|reward| reward.total);
-        totals.next().is_none_or(|first| totals.all(|total| total - first == 0.0))
-    });
     let mut parts: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    for (name, value) in rewards().flat_map(|reward| &reward.parts) {
-        parts.entry(name).or_default().push(f64::from(*value));
+    for part in rewards().flat_map(|reward| &reward.parts) {
+        parts.entry(&part.name).or_default().extend(part.value.map(f64::from));
     }
     let advantages = || advantages.iter().flatten().map(|&advantage| f64::from(advantage));
 
-    let mut metrics = vec![("reward/mean".into(), mean(totals())), ("reward/std".into(), sample_std(totals()))];
-    metrics.extend(parts.into_iter().map(|(name, values)| (format!("reward/{name}"), mean(values.into_iter()))));
+    let mut metrics =
+        vec![("reward/mean".into(), mean(totals())), ("reward/std".into(), Deviation::Sample.of(totals()))];
+    let known = parts.into_iter().filter(|(_, values)| !values.is_empty());
+    metrics.extend(known.map(|(name, values)| (format!("reward/{name}"), mean(values.into_iter()))));
+    let abstained = rewards().count() - totals().count();
+    if abstained > 0 {
+        metrics.push(("reward/abstained_fraction".into(), abstained as f64 / rewards().count() as f64));
+    }
+    let equal = groups.iter().filter(|group| group.rewards_are_equal()).count();
+    metrics.push(("reward/zero_std_fraction".into(), equal as f64 / groups.len().max(1) as f64));
+    if *drawn > groups.len() {
+        metrics.push(("rollout/dropped_fraction".into(), (drawn - groups.len()) as f64 / *drawn as f64));
+    }
     metrics.extend([
-        ("reward/zero_std_fraction".into(), equal.count() as f64 / groups.len().max(1) as f64),
         ("advantage/min".into(), advantages().reduce(f64::min).unwrap_or(0.0)),
         ("advantage/max".into(), advantages().reduce(f64::max).unwrap_or(0.0)),
         ("completion/length_mean".into(), mean(completions().map(|completion| completion.tokens.len() as f64))),
@@ -159,7 +166,7 @@ pub(crate) fn timing_metrics(timing: Timing, step: Duration, generated: usize, t
 #[cfg(test)]
 mod tests {
     use super::batch_metrics;
-    use crate::{Completion, Group, Reward};
+    use crate::{Completion, Group, Reward, Rollout, Timing};
 
     #[test]
     fn rewards_and_lengths_of_two_groups() {
@@ -168,17 +175,31 @@ mod tests {
             completions: [1, 3]
                 .map(|length| Completion { tokens: vec![0; length], truncated: length == 3, ..Completion::default() })
                 .into(),
-            rewards: totals.map(|total| Reward { total, parts: vec![("format".into(), total * 2.0)] }).into(),
+            rewards: totals.map(|total| Reward::of("right", total).and("format", Some(total * 2.0), 0.0)).into(),
         };
-        let metrics = batch_metrics(&[group([1.0, 1.0]), group([0.0, 1.0])], &[vec![0.0, 0.0], vec![-0.7, 0.7]]);
-        let find = |name: &str| metrics.iter().find(|(found, _)| found == name).unwrap().1;
-        assert_eq!(find("reward/mean"), 0.75);
+        let mut groups = vec![group([1.0, 1.0]), group([0.0, 1.0])];
+        let rollout = |groups| Rollout { groups, drawn: 3, failures: Vec::new(), timing: Timing::default() };
+        let advantages = [vec![0.0, 0.0], vec![-0.7, 0.7]];
+        let metrics = batch_metrics(&rollout(groups.clone()), &advantages);
+        let find = |name: &str| metrics.iter().find(|(found, _)| found == name).map(|&(_, value)| value);
+        assert_eq!(find("reward/mean"), Some(0.75));
         // Squared deviations 3/16 + 9/16 over 3.
-        assert_eq!(find("reward/std"), 0.5);
-        assert_eq!(find("reward/format"), 1.5);
-        assert_eq!(find("reward/zero_std_fraction"), 0.5);
-        assert_eq!(find("completion/length_mean"), 2.0);
-        assert_eq!(find("completion/truncated_fraction"), 0.5);
-        assert_eq!(find("advantage/max"), f64::from(0.7f32));
+        assert_eq!(find("reward/std"), Some(0.5));
+        assert_eq!(find("reward/right"), Some(0.75));
+        assert_eq!(find("reward/format"), Some(1.5));
+        assert_eq!(find("reward/abstained_fraction"), None);
+        assert_eq!(find("reward/zero_std_fraction"), Some(0.5));
+        assert_eq!(find("rollout/dropped_fraction"), Some(1.0 / 3.0));
+        assert_eq!(find("completion/length_mean"), Some(2.0));
+        assert_eq!(find("completion/truncated_fraction"), Some(0.5));
+        assert_eq!(find("advantage/max"), Some(f64::from(0.7f32)));
+
+        // Who abstains moves no mean; of one reward there is nothing to compare.
+        groups[1].rewards[0] = Reward::abstain();
+        let metrics = batch_metrics(&rollout(groups), &advantages);
+        let find = |name: &str| metrics.iter().find(|(found, _)| found == name).map(|&(_, value)| value);
+        assert_eq!(find("reward/mean"), Some(1.0));
+        assert_eq!(find("reward/abstained_fraction"), Some(0.25));
+        assert_eq!(find("reward/zero_std_fraction"), Some(1.0));
     }
 }

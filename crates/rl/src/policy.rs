@@ -37,6 +37,12 @@ pub trait Policy: Module + Send {
     /// What the policy is conditioned on.
     type Prompt: Clone + Send + Sync;
 
+    /// Tokens that a scoring pass runs for a prompt, once for all completions of a group; what
+    /// [`MicroBatch::Tokens`](crate::MicroBatch::Tokens) counts beside the completions.
+    fn prompt_tokens(&self, _prompt: &Self::Prompt) -> usize {
+        0
+    }
+
     /// Scores the completions of `groups` at `temperature`, over the same set of tokens that sampling draws from.
     ///
     /// # Errors

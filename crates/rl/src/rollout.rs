@@ -1,3 +1,5 @@
+use crate::{Error, Reward, Timing};
+
 /// One sampled answer, as tokens: what the loss trains on is what was sampled, never text encoded again.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Completion {
@@ -11,15 +13,6 @@ pub struct Completion {
     pub truncated: bool,
 }
 
-/// What a verifier says of one completion.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Reward {
-    /// The number that is optimised.
-    pub total: f32,
-    /// Its parts by name, for the log.
-    pub parts: Vec<(String, f32)>,
-}
-
 /// One prompt with its completions and their rewards.
 ///
 /// A group is a type and not an index array: the prompt is stored, encoded and prefilled once.
@@ -31,4 +24,26 @@ pub struct Group<P> {
     pub completions: Vec<Completion>,
     /// One reward for each completion; empty until graded.
     pub rewards: Vec<Reward>,
+}
+
+impl<P> Group<P> {
+    /// Whether no two completions have different totals, so that there is nothing to compare.
+    #[must_use]
+    pub fn rewards_are_equal(&self) -> bool {
+        let mut totals = self.rewards.iter().filter_map(Reward::total);
+        totals.next().is_none_or(|first| totals.all(|total| total - first == 0.0))
+    }
+}
+
+/// Prompts with completions and rewards, not yet trained on.
+#[derive(Debug)]
+pub struct Rollout<P> {
+    /// One group a sample, in the order of the samples.
+    pub groups: Vec<Group<P>>,
+    /// Prompts that were drawn for them; more than there are groups where some were dropped.
+    pub drawn: usize,
+    /// Rewards that failed and became abstentions.
+    pub failures: Vec<Error>,
+    /// Time spent on them.
+    pub timing: Timing,
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use firesight_kawhi::KawhiConfig;
-use firesight_rl::{Algorithm, Clip, KlPenalty, Loss, Schedule};
+use firesight_rl::{Algorithm, MicroBatch, RewardFailure, Schedule};
 use firesight_vlm::LoraConfig;
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +84,12 @@ pub struct Supervised {
     pub schedule: Schedule,
     /// AdamW's weight decay.
     pub weight_decay: f32,
+    /// What it pulls at.
+    #[serde(default)]
+    pub weight_decay_on: WeightDecayOn,
+    /// Largest norm of the gradient of all parameters together.
+    #[serde(default = "unit_norm")]
+    pub max_gradient_norm: f32,
     /// A stage ends once this share of new training examples is answered right, twice in a row, for every kind of
     /// picture in it.
     pub stop_accuracy: f64,
@@ -103,10 +109,17 @@ pub struct Reinforcement {
     pub prompts: usize,
     /// Completions a prompt.
     pub group_size: usize,
-    /// Optimizer steps a rollout.
+    /// Draws prompts again, up to this many times a rollout, for those whose completions all have the same reward (DAPO's
+    /// dynamic sampling); absent, they stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dynamic_sampling: Option<usize>,
+    /// Parts a rollout is cut into, an optimizer step each.
     pub mini_batches: usize,
-    /// Prompts in one forward and backward pass.
-    pub micro_batch: usize,
+    /// How often a rollout is trained on.
+    #[serde(default = "once")]
+    pub passes: usize,
+    /// What goes through one forward and backward pass: `{ groups = 8 }` or `{ tokens = 8192 }`.
+    pub micro_batch: MicroBatch,
     /// Softmax temperature of sampling, and of every log-probability.
     pub temperature: f32,
     /// Longest completion in tokens.
@@ -115,52 +128,33 @@ pub struct Reinforcement {
     pub schedule: Schedule,
     /// AdamW's weight decay.
     pub weight_decay: f32,
+    /// What it pulls at.
+    #[serde(default)]
+    pub weight_decay_on: WeightDecayOn,
+    /// Largest norm of the gradient of all parameters together.
+    #[serde(default = "unit_norm")]
+    pub max_gradient_norm: f32,
+    /// Seconds that a reward may take; absent, as many as it wants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_deadline_s: Option<f64>,
+    /// What becomes of a reward that fails or is late: `stop` or `abstain`.
+    #[serde(default)]
+    pub reward_failure: RewardFailure,
     /// What is optimised.
-    pub algorithm: AlgorithmConfig,
+    pub algorithm: Algorithm,
     /// How an advantage is split over the tokens of a completion.
     pub credit: CreditConfig,
 }
 
-/// A published algorithm, with the settings that papers vary.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
-pub enum AlgorithmConfig {
-    /// GRPO (arXiv 2402.03300): token ratios, mean over the tokens of each completion.
-    Grpo {
-        /// The ratio is clipped below `1 - clip_low`.
-        clip_low: f32,
-        /// The ratio is clipped above `1 + clip_high`.
-        clip_high: f32,
-        /// Coefficient of the k3 penalty; 0 holds no reference policy.
-        kl: f32,
-    },
-    /// DAPO (arXiv 2503.14476): token ratios, clip-higher, mean over all tokens of the batch.
-    Dapo {
-        /// See `Grpo`.
-        clip_low: f32,
-        /// See `Grpo`.
-        clip_high: f32,
-        /// See `Grpo`.
-        kl: f32,
-    },
-    /// Dr. GRPO (arXiv 2503.20783): advantages without the division by the standard deviation, constant length.
-    DrGrpo {
-        /// See `Grpo`.
-        clip_low: f32,
-        /// See `Grpo`.
-        clip_high: f32,
-        /// See `Grpo`.
-        kl: f32,
-    },
-    /// GSPO (arXiv 2507.18071), in its token form: one ratio a completion.
-    Gspo {
-        /// See `Grpo`.
-        clip_low: f32,
-        /// See `Grpo`.
-        clip_high: f32,
-        /// See `Grpo`.
-        kl: f32,
-    },
+/// Which parameters weight decay pulls at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightDecayOn {
+    /// All that are trained.
+    #[default]
+    All,
+    /// Matrices: neither biases nor the weights of norms.
+    Matrices,
 }
 
 /// How an advantage is split over the tokens of a completion.
@@ -222,43 +216,12 @@ impl Log {
     }
 }
 
-impl AlgorithmConfig {
-    /// GRPO as the main job uses it: DAPO's higher upper bound, no KL penalty.
-    #[must_use]
-    pub fn grpo() -> Self {
-        Self::Grpo { clip_low: 0.2, clip_high: 0.28, kl: 0.0 }
-    }
+fn once() -> usize {
+    1
+}
 
-    /// GSPO with the bounds of its paper, no KL penalty.
-    #[must_use]
-    pub fn gspo() -> Self {
-        Self::Gspo { clip_low: 3e-4, clip_high: 4e-4, kl: 0.0 }
-    }
-
-    /// The name used on the command line and in run names.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Grpo { .. } => "grpo",
-            Self::Dapo { .. } => "dapo",
-            Self::DrGrpo { .. } => "dr_grpo",
-            Self::Gspo { .. } => "gspo",
-        }
-    }
-
-    /// The algorithm of the trainer.
-    #[must_use]
-    pub fn algorithm(&self, max_tokens: usize) -> Algorithm {
-        let (preset, low, high, kl) = match *self {
-            Self::Grpo { clip_low, clip_high, kl } => (Algorithm::grpo(), clip_low, clip_high, kl),
-            Self::Dapo { clip_low, clip_high, kl } => (Algorithm::dapo(), clip_low, clip_high, kl),
-            Self::DrGrpo { clip_low, clip_high, kl } => (Algorithm::dr_grpo(max_tokens), clip_low, clip_high, kl),
-            Self::Gspo { clip_low, clip_high, kl } => (Algorithm::gspo(), clip_low, clip_high, kl),
-        };
-        let kl = (kl != 0.0).then_some(KlPenalty { coefficient: kl, ratio_weighted: false });
-        let surrogate = std::sync::Arc::new(Clip { low, high, delta: None });
-        Algorithm { loss: Loss { surrogate, kl, ..preset.loss }, ..preset }
-    }
+fn unit_norm() -> f32 {
+    1.0
 }
 
 impl CreditConfig {
@@ -320,7 +283,8 @@ impl RunConfig {
             ("supervised.check_examples", supervised.check_examples),
             ("reinforcement.prompts", reinforcement.prompts),
             ("reinforcement.mini_batches", reinforcement.mini_batches),
-            ("reinforcement.micro_batch", reinforcement.micro_batch),
+            ("reinforcement.passes", reinforcement.passes),
+            ("reinforcement.dynamic_sampling", reinforcement.dynamic_sampling.unwrap_or(1)),
             ("reinforcement.max_tokens", reinforcement.max_tokens),
             ("evaluation.examples", self.evaluation.examples),
         ] {
@@ -340,6 +304,26 @@ impl RunConfig {
         if !(0.0..=1.0).contains(&supervised.stop_accuracy) {
             let accuracy = supervised.stop_accuracy;
             return fail("supervised.stop_accuracy", format!("is {accuracy}; it is a share between 0 and 1"));
+        }
+        let (MicroBatch::Groups(size) | MicroBatch::Tokens(size)) = reinforcement.micro_batch;
+        if size == 0 {
+            return fail("reinforcement.micro_batch", "must be at least 1".into());
+        }
+        for (key, norm) in [
+            ("supervised.max_gradient_norm", supervised.max_gradient_norm),
+            ("reinforcement.max_gradient_norm", reinforcement.max_gradient_norm),
+        ] {
+            if !(norm.is_finite() && norm > 0.0) {
+                return fail(key, format!("is {norm}; it has to be above zero"));
+            }
+        }
+        if let Some(seconds) =
+            reinforcement.reward_deadline_s.filter(|seconds| !(seconds.is_finite() && *seconds > 0.0))
+        {
+            return fail("reinforcement.reward_deadline_s", format!("is {seconds}; it has to be above zero"));
+        }
+        if let Err(problem) = reinforcement.algorithm.check() {
+            return fail("reinforcement.algorithm", problem.to_string());
         }
         if reinforcement.group_size < 2 {
             let size = reinforcement.group_size;

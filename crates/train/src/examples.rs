@@ -107,9 +107,7 @@ impl Task for ChartTask {
 
     fn reward(&self, question: &Question, completion: &Completion) -> Result<Reward, Box<dyn StdError + Send + Sync>> {
         let grade = grade(&completion.text, &question.example.answer);
-        Ok(Reward {
-            total: grade.accuracy,
-            parts: vec![("accuracy".into(), grade.accuracy), ("format".into(), grade.format)],
-        })
+        // The format is watched, and earns nothing: an answer in the box that is wrong is wrong.
+        Ok(Reward::of("accuracy", grade.accuracy).and("format", Some(grade.format), 0.0))
     }
 }

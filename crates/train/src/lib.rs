@@ -20,9 +20,7 @@ pub mod task;
 mod tensorboard;
 mod trainable;
 
-pub use config::{
-    AlgorithmConfig, CreditConfig, Data, Evaluation, Log, Reinforcement, RunConfig, Supervised, Trainable,
-};
+pub use config::{CreditConfig, Data, Evaluation, Log, Reinforcement, RunConfig, Supervised, Trainable, WeightDecayOn};
 pub use device::device;
 pub use error::Error;
 pub use evaluate::{Accuracy, greedy_correct};

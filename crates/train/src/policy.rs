@@ -82,6 +82,10 @@ impl VlmPolicy {
 impl Policy for VlmPolicy {
     type Prompt = VlmPrompt;
 
+    fn prompt_tokens(&self, prompt: &VlmPrompt) -> usize {
+        prompt.tokens().len()
+    }
+
     fn score(&self, groups: &[Group<VlmPrompt>], temperature: f32, signals: SignalSet) -> Result<Scores, Error> {
         let batch: Vec<Scored<'_>> = groups
             .iter()

@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use firesight_kawhi::Kawhi;
-use firesight_rl::{CreditAssigner, Error as TrainerError, Group, Options, Sampling, StepReport, Trainer, Uniform};
+use firesight_rl::{
+    CreditAssigner, Error as TrainerError, Group, Options, Reward, Sampling, StepReport, Trainer, Uniform,
+};
 
 use crate::Error;
 use crate::config::{CreditConfig, RunConfig};
@@ -20,7 +22,6 @@ use crate::supervised::optimizer;
 
 /// Prompts that are sampled together. A constant, so that it never decides a result.
 const SAMPLING_BATCH: usize = 16;
-const MAX_GRADIENT_NORM: f32 = 1.0;
 
 /// Trains `policy` by rollouts and rewards.
 ///
@@ -90,15 +91,16 @@ fn trainer(policy: VlmPolicy, config: &RunConfig) -> Result<Trainer<VlmPolicy>, 
             first_stream: 0,
         },
         prompts_per_sampling_batch: SAMPLING_BATCH,
-        groups_per_micro_batch: settings.micro_batch,
+        reward_failure: settings.reward_failure,
+        micro_batch: settings.micro_batch,
         mini_batches: settings.mini_batches,
-        passes_per_rollout: 1,
-        max_gradient_norm: Some(MAX_GRADIENT_NORM),
+        passes_per_rollout: settings.passes,
+        max_gradient_norm: Some(settings.max_gradient_norm),
         threads: config.threads,
     };
     let credit = credit(&settings.credit, &policy)?;
-    let algorithm = settings.algorithm.algorithm(settings.max_tokens);
-    Ok(Trainer::new(policy, optimizer(settings.weight_decay), algorithm, credit, options)?)
+    let optimizer = optimizer(&policy, settings.weight_decay, settings.weight_decay_on);
+    Ok(Trainer::new(policy, optimizer, settings.algorithm.clone(), credit, options)?)
 }
 
 /// Writes what an update failed on, and the policy as it was, so that nothing learnt so far is lost; returns the error
@@ -129,7 +131,8 @@ fn credit(config: &CreditConfig, policy: &VlmPolicy) -> Result<Box<dyn CreditAss
 }
 
 fn mean_reward(group: &Group<VlmPrompt>) -> f64 {
-    group.rewards.iter().map(|reward| f64::from(reward.total)).sum::<f64>() / group.rewards.len() as f64
+    let totals = || group.rewards.iter().filter_map(Reward::total).map(f64::from);
+    totals().sum::<f64>() / totals().count().max(1) as f64
 }
 
 /// Largest resident memory of the process so far, where the operating system tells.
@@ -163,7 +166,7 @@ mod tests {
         let mut trainer = trainer(job.policy(&config.trainable, 0).unwrap(), &config).unwrap();
         let samples = job.questions.batch(Purpose::Reinforcement, 0, 2).unwrap();
         let mut groups = trainer.rollout(&ChartTask, &samples).unwrap().groups;
-        groups[1].rewards[0].total = f32::NAN;
+        groups[1].rewards[0] = Reward::of("accuracy", f32::NAN);
         let source = trainer.update(&groups, 1e-3).unwrap_err();
 
         let error = keep_failed_update(source, 12, &trainer.policy, &samples, &groups, &run).unwrap();

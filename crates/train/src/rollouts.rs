@@ -18,9 +18,9 @@
 //! | `text`, `tokens` | the answer, decoded without special tokens and as token ids with its stop token |
 //! | `log_probs` | log-probability of each token when it was drawn, at the sampling temperature |
 //! | `truncated` | whether it met the length limit |
-//! | `reward`, `parts` | the number that is optimised, and its parts by name |
+//! | `reward`, `parts` | the number that is optimised, and its parts by name before they are weighted; null abstains |
 //! | `advantage` | null when the update failed |
-//! | `credit_weights` | how the advantage was split over the tokens; null when the group was not trained on |
+//! | `credit_weights` | how the advantage was split over the tokens; null when the completion was not trained on |
 //!
 //! A number that is not finite is a text, `"NaN"`, `"inf"` or `"-inf"`: JSON has none. `failed/step0012.jsonl.gz` is
 //! the same of a step whose update failed.
@@ -68,7 +68,7 @@ pub(crate) fn write_failed(
 struct Learnt<'a> {
     /// `[group][completion]`.
     advantages: &'a [Vec<f32>],
-    /// `[group][completion][token]`; groups that were not trained on have no completions.
+    /// `[group][completion][token]`; groups that were not trained on have no completions, completions no tokens.
     credit: &'a [Vec<Vec<f32>>],
 }
 
@@ -126,10 +126,13 @@ fn completions<'a>(index: usize, group: &'a Group<VlmPrompt>, learnt: Learnt<'_>
         tokens: &completion.tokens,
         log_probs: numbers(&completion.log_probs),
         truncated: completion.truncated,
-        reward: Number(reward.total),
-        parts: reward.parts.iter().map(|(name, value)| (name.as_str(), Number(*value))).collect(),
+        reward: reward.total().map(Number),
+        parts: reward.parts.iter().map(|part| (part.name.as_str(), part.value.map(Number))).collect(),
         advantage: advantages.and_then(|advantages| advantages.get(place)).copied().map(Number),
-        credit_weights: credit.and_then(|credit| credit.get(place)).map(|weights| numbers(weights)),
+        credit_weights: credit
+            .and_then(|credit| credit.get(place))
+            .filter(|weights| weights.len() == completion.tokens.len())
+            .map(|weights| numbers(weights)),
     })
     .collect()
 }
@@ -151,8 +154,8 @@ struct CompletionLine<'a> {
     tokens: &'a [u32],
     log_probs: Vec<Number>,
     truncated: bool,
-    reward: Number,
-    parts: BTreeMap<&'a str, Number>,
+    reward: Option<Number>,
+    parts: BTreeMap<&'a str, Option<Number>>,
     advantage: Option<Number>,
     credit_weights: Option<Vec<Number>>,
 }
@@ -209,7 +212,8 @@ mod tests {
             text: text.into(),
             truncated: text.is_empty(),
         };
-        let reward = |total| Reward { total, parts: vec![("accuracy".into(), total), ("format".into(), 0.5)] };
+        let reward =
+            |accuracy| Reward::of("accuracy", accuracy).and("format", Some(0.5), 0.0).and("brevity", None, 1.0);
         let groups: Vec<Group<VlmPrompt>> = questions
             .iter()
             .map(|question| Group {
@@ -221,7 +225,7 @@ mod tests {
         let report = StepReport {
             groups: groups.clone(),
             advantages: vec![vec![0.0, 0.0], vec![0.7, -0.7], vec![0.0, 0.0]],
-            credit: vec![vec![], vec![vec![0.25, 1.0], vec![1.0]], vec![]],
+            credit: vec![vec![], vec![vec![0.25, 1.0], vec![1.0]], vec![vec![], vec![1.0]]],
             optimizer_steps: 1,
             metrics: Vec::new(),
         };
@@ -242,18 +246,19 @@ mod tests {
             json!([
                 {
                     "text": "a \"1\"\n", "tokens": [7, 8], "log_probs": [-0.1, "-inf"], "truncated": false,
-                    "reward": 1.0, "parts": { "accuracy": 1.0, "format": 0.5 },
+                    "reward": 1.0, "parts": { "accuracy": 1.0, "brevity": null, "format": 0.5 },
                     "advantage": 0.7, "credit_weights": [0.25, 1.0],
                 },
                 {
                     "text": "", "tokens": [7], "log_probs": [-1.5], "truncated": true,
-                    "reward": 0.0, "parts": { "accuracy": 0.0, "format": 0.5 },
+                    "reward": 0.0, "parts": { "accuracy": 0.0, "brevity": null, "format": 0.5 },
                     "advantage": -0.7, "credit_weights": [1.0],
                 },
             ])
         );
         assert!(lines_found[0]["completions"][0]["credit_weights"].is_null());
         assert_eq!(lines_found[0]["completions"][0]["advantage"], 0.0);
+        assert!(lines_found[2]["completions"][0]["credit_weights"].is_null());
 
         let image = |line: &Value| run.path().join(line["image"].as_str().unwrap());
         for (line, question) in lines_found.iter().zip(&questions) {

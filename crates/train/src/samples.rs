@@ -32,10 +32,14 @@ fn describe(question: &Question, group: &Group<VlmPrompt>, advantages: &[f32], c
     let mut text = format!("{}\n{}\nanswer: {}\n", example.title, example.question, example.answer);
     for (index, completion) in group.completions.iter().enumerate() {
         let reward = &group.rewards[index];
-        let _ =
-            writeln!(text, "\n--- completion {index}: reward {}, advantage {:+.3}", reward.total, advantages[index]);
-        for (name, value) in &reward.parts {
-            let _ = writeln!(text, "    {name} {value}");
+        let _ = writeln!(
+            text,
+            "\n--- completion {index}: reward {}, advantage {:+.3}",
+            shown_value(reward.total()),
+            advantages[index]
+        );
+        for part in &reward.parts {
+            let _ = writeln!(text, "    {} {}", part.name, shown_value(part.value));
         }
         // A group without an advantage is not trained on and has no weights.
         match credit.get(index) {
@@ -54,6 +58,10 @@ fn runs(weights: &[f32]) -> String {
     let equal = |a: &f32, b: &f32| (a - b).abs() < 1e-6;
     let runs: Vec<String> = weights.chunk_by(equal).map(|run| format!("{:.3} x {}", run[0], run.len())).collect();
     runs.join(", ")
+}
+
+fn shown_value(value: Option<f32>) -> String {
+    value.map_or_else(|| "none".into(), |value| value.to_string())
 }
 
 fn shown(completion: &Completion) -> String {

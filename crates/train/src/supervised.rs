@@ -4,11 +4,12 @@ use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Tensor, TensorData};
 use firesight_rl::{
-    Completion, Error as TrainerError, Group, Policy, SignalSet, clip_global_norm, gradients_in_parallel,
+    Completion, Error as TrainerError, Group, Policy, SignalSet, adamw_with_decay_groups, clip_global_norm,
+    gradients_in_parallel,
 };
 
 use crate::Error;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, WeightDecayOn};
 use crate::evaluate::{Accuracy, greedy_correct};
 use crate::examples::{Purpose, Question};
 use crate::job::Job;
@@ -16,12 +17,14 @@ use crate::policy::{VlmPolicy, VlmPrompt};
 use crate::progress::{Field, Progress};
 use crate::run_directory::RunDirectory;
 
-/// Largest norm of the gradient.
-const MAX_GRADIENT_NORM: f32 = 1.0;
-
 /// AdamW as both phases use it.
-pub(crate) fn optimizer(weight_decay: f32) -> ModuleOptimizer {
-    AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(weight_decay).init()
+pub(crate) fn optimizer(policy: &VlmPolicy, weight_decay: f32, on: WeightDecayOn) -> ModuleOptimizer {
+    let config =
+        AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(weight_decay);
+    match on {
+        WeightDecayOn::All => config.init(),
+        WeightDecayOn::Matrices => adamw_with_decay_groups(policy, &config),
+    }
 }
 
 /// Trains on worked answers of new examples, stage by stage, until [`crate::config::Supervised::stop_accuracy`] is
@@ -37,7 +40,7 @@ pub fn supervised(
     progress: &mut Progress,
 ) -> Result<(VlmPolicy, usize), Error> {
     let settings = &config.supervised;
-    let mut optimizer = optimizer(settings.weight_decay);
+    let mut optimizer = optimizer(&policy, settings.weight_decay, settings.weight_decay_on);
     progress.phase("supervised", settings.max_steps);
     let mut accuracy = None;
     let (mut step, mut stage) = (0, 0);
@@ -111,7 +114,7 @@ fn supervised_step(
         }
         Ok((GradientsParams::from_grads(loss.backward(), policy), value))
     })?;
-    let (gradients, norm) = clip_global_norm(&policy, gradients, Some(MAX_GRADIENT_NORM))?;
+    let (gradients, norm) = clip_global_norm(&policy, gradients, Some(config.supervised.max_gradient_norm))?;
     let policy = optimizer.step(learning_rate, policy, gradients);
     Ok((policy, losses.iter().sum(), norm))
 }

@@ -1,23 +1,28 @@
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
-use super::{Bound, Surrogate};
+use super::{Bound, PolicyLoss, SurrogateInput};
 
 /// The clipped surrogate of PPO: -min(r A, clip(r, 1 - low, 1 + high) A) (arXiv 1707.06347, eq. 7).
 ///
 /// Different bounds are DAPO's clip-higher (arXiv 2503.14476, eq. 8).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Clip {
     /// The lower bound is `1 - low`.
     pub low: f32,
     /// The upper bound is `1 + high`.
     pub high: f32,
-    /// Upper bound on the ratio of tokens with a negative advantage, which the minimum leaves unbounded: two-sided
-    /// clipping (INTELLECT-2, arXiv 2505.07291). Larger than `1 + high`.
+    /// Upper bound on the ratio of tokens with a negative advantage, which the minimum leaves unbounded: the constant c
+    /// of dual clip (arXiv 1912.09729, eq. 5; 3 in use), and delta of two-sided clipping (INTELLECT-2, arXiv
+    /// 2505.07291), which are the same thing where it is larger than `1 + high`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delta: Option<f32>,
 }
 
-impl Surrogate for Clip {
-    fn token_loss(&self, _: Tensor<2>, ratio: Tensor<2>, advantages: Tensor<2>) -> Tensor<2> {
+impl PolicyLoss for Clip {
+    fn token_loss(&self, input: SurrogateInput) -> Tensor<2> {
+        let SurrogateInput { ratio, advantages, .. } = input;
         let clipped = ratio.clone().clamp(1.0 - self.low, 1.0 + self.high) * advantages.clone();
         let free = match self.delta {
             Some(delta) => ratio.clamp_max(delta),

@@ -4,11 +4,10 @@ mod cispo;
 mod clip;
 mod ratio;
 mod sapo;
+mod surrogate;
 #[cfg(test)]
 mod tests;
-
-use std::fmt::Debug;
-use std::sync::Arc;
+mod vespo;
 
 use burn::tensor::{Tensor, TensorData};
 
@@ -16,8 +15,10 @@ pub use cispo::Cispo;
 pub use clip::Clip;
 pub use ratio::RatioLevel;
 pub use sapo::Sapo;
+pub use surrogate::{Bound, PolicyLoss, Surrogate, SurrogateInput};
+pub use vespo::Vespo;
 
-use crate::{Coefficients, Error, KlPenalty, k3};
+use crate::{Algorithm, Coefficients, Error, KlPlacement};
 
 /// What the loss of a batch is made of. Every tensor is `[completions, tokens]`, right-padded.
 ///
@@ -28,7 +29,7 @@ pub struct LossInput {
     pub log_probs: Tensor<2>,
     /// Under the policy that sampled.
     pub old_log_probs: Tensor<2>,
-    /// Under the reference policy; needed with a KL penalty.
+    /// Under the reference policy; needed with a KL penalty in the loss.
     pub ref_log_probs: Option<Tensor<2>>,
     /// Entropy of each token's distribution, in nats; carries gradients when there is an entropy bonus.
     pub entropy: Tensor<2>,
@@ -36,6 +37,9 @@ pub struct LossInput {
     pub advantages: Tensor<2>,
     /// One on the tokens that are trained on, zero elsewhere.
     pub mask: Tensor<2>,
+    /// One on those of them that keep their surrogate and their entropy bonus, see [`Algorithm::top_entropy`]; `None`
+    /// is all.
+    pub kept: Option<Tensor<2>>,
 }
 
 /// The loss of every token; `[completions, tokens]`, finite on padding and to be masked there.
@@ -43,69 +47,53 @@ pub struct LossInput {
 pub struct TokenLoss {
     /// The surrogate, to be minimised.
     pub surrogate: Tensor<2>,
-    /// The KL estimate without its coefficient, weighted by the ratio if so asked; with a KL penalty only.
+    /// The KL estimate without its coefficient, weighted by the ratio if so asked; with a penalty in the loss only.
     pub kl: Option<Tensor<2>>,
     /// Entropy in nats.
     pub entropy: Tensor<2>,
     /// The importance ratio.
     pub ratio: Tensor<2>,
     mask: Tensor<2>,
+    kept: Option<Tensor<2>>,
 }
 
-/// Which bound of a surrogate keeps a token from moving further.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bound {
-    /// The lower one: the token's probability has fallen enough.
-    Low,
-    /// The upper one: it has risen enough.
-    High,
-}
-
-/// A surrogate objective: what stands in for the policy gradient away from the sampling policy.
-pub trait Surrogate: Debug + Send + Sync {
-    /// Loss of every token, to be minimised. All tensors are `[completions, tokens]`; `log_probs` and `ratio` carry
-    /// gradients and are zero and one on padding.
-    fn token_loss(&self, log_probs: Tensor<2>, ratio: Tensor<2>, advantages: Tensor<2>) -> Tensor<2>;
-
-    /// The bound that holds a token of this ratio and advantage, for the log.
-    fn clipped(&self, ratio: f32, advantage: f32) -> Option<Bound>;
-}
-
-/// Ratio x surrogate x KL x entropy: everything between log-probabilities and token losses.
-#[derive(Debug, Clone)]
-pub struct Loss {
-    /// Where the importance ratio is taken.
-    pub ratio: RatioLevel,
-    /// What is made of it.
-    pub surrogate: Arc<dyn Surrogate>,
-    /// Distance to a reference policy; `None` means that no reference policy exists.
-    pub kl: Option<KlPenalty>,
-    /// Coefficient of the mean entropy over all tokens, which is subtracted from the loss; `0` turns it off.
-    pub entropy_bonus: f32,
-}
-
-impl Loss {
+/// Ratio x surrogate x KL x entropy: everything between log-probabilities and the loss.
+impl Algorithm {
     /// Loss of every token.
     ///
     /// # Errors
-    /// [`Error::MissingReference`] when there is a KL penalty and the input has no reference log-probabilities.
-    pub fn forward(&self, input: LossInput) -> Result<TokenLoss, Error> {
-        let LossInput { log_probs, old_log_probs, ref_log_probs, entropy, advantages, mask } = input;
+    /// [`Error::MissingReference`] when there is a KL penalty in the loss and the input has no reference
+    /// log-probabilities.
+    pub fn token_loss(&self, input: LossInput) -> Result<TokenLoss, Error> {
+        let LossInput { log_probs, old_log_probs, ref_log_probs, entropy, advantages, mask, kept } = input;
         // Masking comes first: a padded log-ratio may overflow in exp, and infinity times a zero mask is NaN.
         let log_probs = log_probs * mask.clone();
         let log_ratio = log_probs.clone() - old_log_probs * mask.clone();
-        let importance = self.ratio.importance(log_ratio, mask.clone());
-        let kl = match (self.kl, ref_log_probs) {
+        let importance = self.ratio.importance(log_ratio.clone(), mask.clone());
+        let penalty = self.kl.filter(|penalty| penalty.placement != KlPlacement::Reward);
+        let kl = match (penalty, ref_log_probs) {
             (None, _) => None,
             (Some(_), None) => return Err(Error::MissingReference),
             (Some(penalty), Some(reference)) => {
-                let estimate = k3(log_probs.clone(), reference * mask.clone());
-                Some(if penalty.ratio_weighted { estimate * importance.clone() } else { estimate })
+                let estimate = penalty.estimator.estimate(log_probs.clone(), reference * mask.clone());
+                let weighted = penalty.placement == KlPlacement::RatioWeightedLoss;
+                Some(if weighted { estimate * importance.clone() } else { estimate })
             }
         };
         let ratio = self.ratio.token_form(log_probs.clone(), importance);
-        let surrogate = self.surrogate.token_loss(log_probs, ratio.clone(), advantages);
-        Ok(TokenLoss { surrogate, kl, entropy, ratio, mask })
+        let stale = self.off_policy_threshold.map(|threshold| {
+            let divergence = log_ratio.clone().detach().neg().sum_dim(1) / mask.clone().sum_dim(1).clamp_min(1.0);
+            divergence.greater_scalar(threshold).expand(mask.dims()).bool_and(advantages.clone().lower_scalar(0.0))
+        });
+        let terms = SurrogateInput { log_probs, log_ratio, ratio: ratio.clone(), advantages };
+        let mut surrogate = self.surrogate.token_loss(terms);
+        if let Some(stale) = stale {
+            surrogate = surrogate.mask_fill(stale, 0.0);
+        }
+        if let Some(kept) = &kept {
+            surrogate = surrogate * kept.clone();
+        }
+        Ok(TokenLoss { surrogate, kl, entropy, ratio, mask, kept })
     }
 
     /// The number to differentiate: sum over tokens of loss times weight, minus the entropy bonus.
@@ -113,7 +101,7 @@ impl Loss {
     /// `coefficients` are those of the rows at hand, cut out of the weights of the whole optimizer batch. Returns
     /// `[1]`.
     #[must_use]
-    pub fn total(&self, tokens: &TokenLoss, coefficients: &Coefficients) -> Tensor<1> {
+    pub fn total_loss(&self, tokens: &TokenLoss, coefficients: &Coefficients) -> Tensor<1> {
         let mut loss = tokens.surrogate.clone();
         if let (Some(penalty), Some(kl)) = (self.kl, &tokens.kl) {
             loss = loss + kl.clone() * penalty.coefficient;
@@ -125,6 +113,10 @@ impl Loss {
         if self.entropy_bonus == 0.0 {
             return total;
         }
-        total - (tokens.entropy.clone() * tokens.mask.clone()).sum() * (self.entropy_bonus * coefficients.entropy)
+        let mut entropy = tokens.entropy.clone() * tokens.mask.clone();
+        if let Some(kept) = &tokens.kept {
+            entropy = entropy * kept.clone();
+        }
+        total - entropy.sum() * (self.entropy_bonus * coefficients.entropy)
     }
 }

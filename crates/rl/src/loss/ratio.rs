@@ -1,7 +1,9 @@
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// Where the importance ratio between the trained and the sampling policy is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RatioLevel {
     /// One ratio a token (PPO, GRPO).
     #[default]

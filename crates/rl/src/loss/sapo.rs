@@ -1,11 +1,13 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
+use serde::{Deserialize, Serialize};
 
-use super::{Bound, Surrogate};
+use super::{PolicyLoss, SurrogateInput};
 
 /// SAPO: a smooth gate in place of a clip, -(4 / t) sigmoid(t (r - 1)) A, whose slope is one at r = 1 and fades on
 /// both sides (arXiv 2511.20347).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Sapo {
     /// Temperature t of tokens with a positive advantage.
     pub positive_temperature: f32,
@@ -20,16 +22,13 @@ impl Default for Sapo {
     }
 }
 
-impl Surrogate for Sapo {
-    fn token_loss(&self, _: Tensor<2>, ratio: Tensor<2>, advantages: Tensor<2>) -> Tensor<2> {
+impl PolicyLoss for Sapo {
+    fn token_loss(&self, input: SurrogateInput) -> Tensor<2> {
+        let SurrogateInput { ratio, advantages, .. } = input;
         let temperature = advantages
             .full_like(self.negative_temperature)
             .mask_fill(advantages.clone().greater_scalar(0.0), self.positive_temperature);
         let gate = sigmoid((ratio - 1.0) * temperature.clone()) * 4.0 / temperature;
         (gate * advantages).neg()
-    }
-
-    fn clipped(&self, _: f32, _: f32) -> Option<Bound> {
-        None
     }
 }

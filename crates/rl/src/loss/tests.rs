@@ -1,9 +1,7 @@
-use std::sync::Arc;
-
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{Bound, Cispo, Clip, Loss, LossInput, RatioLevel, Sapo, Surrogate};
-use crate::{Aggregation, KlPenalty};
+use super::{Bound, Cispo, Clip, LossInput, PolicyLoss, RatioLevel, Sapo, Surrogate, Vespo};
+use crate::{Aggregation, Algorithm, KlEstimator, KlPenalty, KlPlacement};
 
 const LENGTHS: [usize; 2] = [3, 2];
 const NEW: [f32; 6] = [-1.2, -0.3, -2.0, -0.7, -1.1, 77.0];
@@ -16,7 +14,17 @@ fn tensor(values: &[f32], device: &Device) -> Tensor<2> {
 }
 
 /// Loss and its gradient with respect to the new log-probabilities; the last place is padding and holds rubbish.
-fn evaluate(loss: &Loss, aggregation: Aggregation, new: &[f32], advantages: &[f32]) -> (f32, Vec<f32>) {
+fn evaluate(loss: &Algorithm, aggregation: Aggregation, new: &[f32], advantages: &[f32]) -> (f32, Vec<f32>) {
+    evaluate_kept(loss, aggregation, new, advantages, None)
+}
+
+fn evaluate_kept(
+    loss: &Algorithm,
+    aggregation: Aggregation,
+    new: &[f32],
+    advantages: &[f32],
+    kept: Option<&[f32]>,
+) -> (f32, Vec<f32>) {
     let device = Device::flex().autodiff();
     let log_probs = tensor(new, &device).require_grad();
     let input = LossInput {
@@ -26,18 +34,20 @@ fn evaluate(loss: &Loss, aggregation: Aggregation, new: &[f32], advantages: &[f3
         entropy: tensor(&ENTROPY, &device),
         advantages: tensor(advantages, &device),
         mask: tensor(&[1.0, 1.0, 1.0, 1.0, 1.0, 0.0], &device),
+        kept: kept.map(|kept| tensor(kept, &device)),
     };
-    let tokens = loss.forward(input).unwrap();
-    let total = loss.total(&tokens, &aggregation.coefficients(&LENGTHS));
+    let tokens = loss.token_loss(input).unwrap();
+    let total = loss.total_loss(&tokens, &aggregation.coefficients(&LENGTHS));
     let gradient = log_probs.grad(&total.backward()).unwrap().into_data().try_to_vec().unwrap();
     (total.into_scalar(), gradient)
 }
 
-fn loss(ratio: RatioLevel, surrogate: impl Surrogate + 'static) -> Loss {
-    Loss { ratio, surrogate: Arc::new(surrogate), kl: None, entropy_bonus: 0.0 }
+fn loss(ratio: RatioLevel, surrogate: Surrogate) -> Algorithm {
+    Algorithm { ratio, surrogate, kl: None, ..Algorithm::grpo() }
 }
 
-const CLIP: Clip = Clip { low: 0.2, high: 0.28, delta: None };
+const BOUNDS: Clip = Clip { low: 0.2, high: 0.28, delta: None };
+const CLIP: Surrogate = Surrogate::Clip(BOUNDS);
 
 #[test]
 fn one_token_by_hand() {
@@ -59,18 +69,25 @@ fn one_token_by_hand() {
 fn gradients_agree_with_finite_differences() {
     let token_advantages = [1.5, 1.0, 0.5, -1.0, -0.7, 0.0];
     let row_advantages = [1.5, 1.5, 1.5, -1.0, -1.0, 0.0];
-    let kl = |ratio_weighted| Some(KlPenalty { coefficient: 0.3, ratio_weighted });
-    let token =
-        |surrogate: Arc<dyn Surrogate>, kl| Loss { ratio: RatioLevel::Token, surrogate, kl, entropy_bonus: 0.1 };
+    let kl = |estimator, placement| Some(KlPenalty { estimator, placement, ..KlPenalty::new(0.3) });
+    let token = |surrogate, kl| Algorithm { kl, entropy_bonus: 0.1, ..loss(RatioLevel::Token, surrogate) };
+    let (plain, weighted) = (KlPlacement::Loss, KlPlacement::RatioWeightedLoss);
     let cases = [
-        ("clip", token(Arc::new(CLIP), None), token_advantages),
-        ("delta", token(Arc::new(Clip { delta: Some(1.5), ..CLIP }), None), token_advantages),
-        ("kl", token(Arc::new(CLIP), kl(false)), token_advantages),
-        ("weighted kl", token(Arc::new(CLIP), kl(true)), token_advantages),
-        ("sapo", token(Arc::new(Sapo::default()), None), token_advantages),
+        ("clip", token(CLIP, None), token_advantages),
+        ("delta", token(Surrogate::Clip(Clip { delta: Some(1.5), ..BOUNDS }), None), token_advantages),
+        ("k1", token(CLIP, kl(KlEstimator::K1, plain)), token_advantages),
+        ("k2", token(CLIP, kl(KlEstimator::K2, plain)), token_advantages),
+        ("k3", token(CLIP, kl(KlEstimator::K3, plain)), token_advantages),
+        ("weighted k2", token(CLIP, kl(KlEstimator::K2, weighted)), token_advantages),
+        ("weighted k3", token(CLIP, kl(KlEstimator::K3, weighted)), token_advantages),
+        ("sapo", token(Surrogate::Sapo(Sapo::default()), None), token_advantages),
         // The token form agrees with the plain derivative where the advantages of a row are equal.
         ("gspo", loss(RatioLevel::Sequence, CLIP), row_advantages),
-        ("gspo weighted kl", Loss { kl: kl(true), ..loss(RatioLevel::Sequence, CLIP) }, row_advantages),
+        (
+            "gspo weighted k3",
+            Algorithm { kl: kl(KlEstimator::K3, weighted), ..loss(RatioLevel::Sequence, CLIP) },
+            row_advantages,
+        ),
     ];
     let step = 2e-3;
     for (name, loss, advantages) in cases {
@@ -93,7 +110,7 @@ fn gradients_agree_with_finite_differences() {
 #[test]
 fn cispo_keeps_the_gradient_of_a_clipped_token() {
     let (_, gradient) = evaluate(
-        &loss(RatioLevel::Token, Cispo { max_ratio: 1.2 }),
+        &loss(RatioLevel::Token, Surrogate::Cispo(Cispo { max_ratio: 1.2 })),
         Aggregation::SequenceSum,
         &NEW,
         &[2.0, 2.0, 2.0, -1.0, -1.0, 0.0],
@@ -109,13 +126,83 @@ fn cispo_keeps_the_gradient_of_a_clipped_token() {
 fn sapo_by_hand() {
     // At r = 1 the gate is (4 / t) / 2 and its slope is one, whatever the temperature.
     let sapo = Sapo { positive_temperature: 0.5, negative_temperature: 2.0 };
-    let (found, gradient) =
-        evaluate(&loss(RatioLevel::Token, sapo), Aggregation::SequenceSum, &OLD, &[3.0, 0.0, 0.0, -1.0, 0.0, 0.0]);
+    let (found, gradient) = evaluate(
+        &loss(RatioLevel::Token, Surrogate::Sapo(sapo)),
+        Aggregation::SequenceSum,
+        &OLD,
+        &[3.0, 0.0, 0.0, -1.0, 0.0, 0.0],
+    );
     // -(4 / 0.5) / 2 x 3 and (4 / 2) / 2 x 1, over two completions.
     assert!((found + 5.5).abs() < 1e-6, "{found}");
     for (found, expected) in gradient.iter().zip([-1.5, 0.0, 0.0, 0.5, 0.0, 0.0]) {
         assert!((found - expected).abs() < 1e-6, "{found} {expected}");
     }
+}
+
+#[test]
+fn vespo_by_hand() {
+    let vespo = Surrogate::Vespo(Vespo::default());
+    let advantages = [2.0, 2.0, 2.0, -1.0, -1.0, 0.0];
+    let (found, gradient) = evaluate(&loss(RatioLevel::Token, vespo), Aggregation::SequenceSum, &NEW, &advantages);
+    // Weights of whole completions: log w is 0.4 for the first, -0.15 for the second; w^k e^(lambda (1 - w)).
+    let weight = |log: f64, power: f64, decay: f64| (power * log + decay * (1.0 - log.exp())).exp();
+    let weights = [weight(0.4, 2.0, 3.0), weight(-0.15, 3.0, 2.0)];
+    let mut expected = 0.0;
+    for token in 0..5 {
+        let factor = -weights[token / 3] * f64::from(advantages[token]) / 2.0;
+        expected += factor * f64::from(NEW[token]);
+        assert!((f64::from(gradient[token]) - factor).abs() < 1e-6, "{token}: {} {factor}", gradient[token]);
+    }
+    assert!((f64::from(found) - expected).abs() < 1e-6, "{found} {expected}");
+    assert_eq!(gradient[5], 0.0);
+}
+
+#[test]
+fn delta_is_the_constant_of_dual_clip() {
+    // Ratios e^1.2 = 3.3 and e^0.5 = 1.6 of tokens with a negative advantage, the constant 3: dual clip's
+    // max(min(r A, clip(r) A), c A) is 3 where the ratio is beyond, the ratio itself where it is not.
+    let new = [OLD[0] + 1.2, OLD[1] + 0.5, -2.0, -0.7, -1.1, 0.0];
+    let dual = Surrogate::Clip(Clip { delta: Some(3.0), ..BOUNDS });
+    let advantages = [-1.0, -1.0, 0.0, 0.0, 0.0, 0.0];
+    let (found, gradient) = evaluate(&loss(RatioLevel::Token, dual), Aggregation::SequenceSum, &new, &advantages);
+    assert!((found - f32::midpoint(3.0, 0.5f32.exp())).abs() < 1e-6, "{found}");
+    assert_eq!(gradient[0], 0.0);
+    assert!((gradient[1] - 0.5f32.exp() / 2.0).abs() < 1e-6, "{gradient:?}");
+}
+
+#[test]
+fn the_off_policy_mask_drops_stale_completions_that_did_badly() {
+    // Mean of log old - log new: -0.4 / 3 for the first completion, 0.15 / 2 for the second.
+    let with = |threshold, advantages: &[f32]| {
+        let loss = Algorithm { off_policy_threshold: Some(threshold), ..loss(RatioLevel::Token, CLIP) };
+        evaluate(&loss, Aggregation::SequenceSum, &NEW, advantages).1
+    };
+    let without =
+        |advantages: &[f32]| evaluate(&loss(RatioLevel::Token, CLIP), Aggregation::SequenceSum, &NEW, advantages).1;
+    let (bad, good) = ([-1.0; 6], [1.0; 6]);
+    let dropped = with(0.07, &bad);
+    assert_eq!(dropped[..3], without(&bad)[..3]);
+    assert_eq!(dropped[3..], [0.0; 3]);
+    assert_eq!(with(0.08, &bad), without(&bad));
+    assert_eq!(with(0.07, &good), without(&good));
+}
+
+#[test]
+fn tokens_that_are_not_kept_lose_their_surrogate_and_their_bonus_but_not_their_penalty() {
+    let kept = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0];
+    let advantages = [1.0; 6];
+    let base = Algorithm { entropy_bonus: 0.5, ..loss(RatioLevel::Token, CLIP) };
+    let penalised = Algorithm { kl: Some(KlPenalty::new(0.3)), ..base.clone() };
+    let (value, gradient) = evaluate_kept(&base, Aggregation::TokenMean, &NEW, &advantages, Some(&kept));
+    let (_, whole) = evaluate(&base, Aggregation::TokenMean, &NEW, &advantages);
+    for token in 0..6 {
+        assert_eq!(gradient[token], if kept[token] == 1.0 { whole[token] } else { 0.0 });
+    }
+    // Ratios of the kept tokens e^-0.2, e^0.1, e^-0.2, none of them clipped; entropies 0.5, 1.0, 0.9.
+    let expected = -(2.0 * (-0.2f32).exp() + 0.1f32.exp()) / 5.0 - 0.5 * (0.5 + 1.0 + 0.9) / 5.0;
+    assert!((value - expected).abs() < 1e-6, "{value} {expected}");
+    let (_, gradient) = evaluate_kept(&penalised, Aggregation::TokenMean, &NEW, &advantages, Some(&kept));
+    assert!(gradient[1] != 0.0 && gradient[3] != 0.0);
 }
 
 #[test]
@@ -142,19 +229,18 @@ fn gspo_sends_each_token_its_own_advantage() {
 
 #[test]
 fn clipped_names_the_bound_that_acts() {
-    assert_eq!(CLIP.clipped(1.3, 1.0), Some(Bound::High));
-    assert_eq!(CLIP.clipped(1.3, -1.0), None);
-    assert_eq!(CLIP.clipped(0.7, -1.0), Some(Bound::Low));
-    assert_eq!(CLIP.clipped(0.7, 1.0), None);
-    assert_eq!(CLIP.clipped(1.3, 0.0), None);
+    assert_eq!(BOUNDS.clipped(1.3, 1.0), Some(Bound::High));
+    assert_eq!(BOUNDS.clipped(1.3, -1.0), None);
+    assert_eq!(BOUNDS.clipped(0.7, -1.0), Some(Bound::Low));
+    assert_eq!(BOUNDS.clipped(0.7, 1.0), None);
+    assert_eq!(BOUNDS.clipped(1.3, 0.0), None);
 }
 
 #[test]
 fn a_kl_penalty_without_a_reference_is_an_error() {
     let device = Device::flex();
     let ones = || tensor(&[1.0; 6], &device);
-    let loss =
-        Loss { kl: Some(KlPenalty { coefficient: 0.1, ratio_weighted: false }), ..loss(RatioLevel::Token, CLIP) };
+    let loss = Algorithm { kl: Some(KlPenalty::new(0.1)), ..loss(RatioLevel::Token, CLIP) };
     let input = LossInput {
         log_probs: ones(),
         old_log_probs: ones(),
@@ -162,6 +248,7 @@ fn a_kl_penalty_without_a_reference_is_an_error() {
         entropy: ones(),
         advantages: ones(),
         mask: ones(),
+        kept: None,
     };
-    assert!(matches!(loss.forward(input), Err(crate::Error::MissingReference)));
+    assert!(matches!(loss.token_loss(input), Err(crate::Error::MissingReference)));
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{log_softmax, tanh};
+use burn::tensor::activation::tanh;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use rand::{Rng, RngExt};
+use rand::RngExt;
 
 use crate::{
     AttentionStates, Completion, CreditAssigner, Error, Group, Policy, Reward, Rope, Sampler, Sampling, Scores,
-    SignalSet, Signals, Task, stream,
+    SignalSet, Signals, Task, sample_from_logits, stream,
 };
 
 pub(super) const VOCABULARY: usize = 6;
@@ -19,6 +19,8 @@ const PROMPTS: usize = 4;
 const HIDDEN: usize = 12;
 /// Ends a completion.
 const END: u32 = 0;
+/// What a prompt counts for in a budget of tokens.
+pub(super) const PROMPT_TOKENS: usize = 3;
 
 /// tanh(prompt embedding + previous-token embedding) times an output matrix.
 #[derive(Module, Debug)]
@@ -62,91 +64,76 @@ impl Tiny {
         [read(&self.prompts), read(&self.tokens), read(&self.output)].concat()
     }
 
-    /// Log-probabilities of every next token: `[rows, vocabulary]`.
-    fn next(&self, prompts: &[i64], previous: &[i64], temperature: f32) -> Tensor<2> {
+    /// Multiplies the output matrix, which makes another policy of it.
+    pub(super) fn sharpen(&mut self, factor: f32) {
+        let output = self.output.val();
+        let values = output.to_data().iter::<f32>().map(|value| value * factor).collect();
+        self.output =
+            Param::from_tensor(Tensor::from_data(TensorData::new::<f32, _>(values, output.dims()), &output.device()));
+    }
+
+    /// Logits of every next token, given each completion so far: `[rows, vocabulary]`.
+    fn logits(&self, rows: &[(&usize, &[u32])]) -> Tensor<2> {
         let device = self.output.val().device();
-        let pick = |rows: &[i64]| Tensor::<1, Int>::from_data(TensorData::new(rows.to_vec(), [rows.len()]), &device);
-        let hidden = self.prompts.val().select(0, pick(prompts)) + self.tokens.val().select(0, pick(previous));
-        log_softmax(tanh(hidden).matmul(self.output.val()) / temperature, 1)
+        let pick = |rows: Vec<i64>| {
+            let count = rows.len();
+            Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &device)
+        };
+        let last = |tokens: &[u32]| tokens.last().map_or(VOCABULARY as i64, |&token| i64::from(token));
+        let prompts = pick(rows.iter().map(|(prompt, _)| **prompt as i64).collect());
+        let previous = pick(rows.iter().map(|(_, tokens)| last(tokens)).collect());
+        let hidden = self.prompts.val().select(0, prompts) + self.tokens.val().select(0, previous);
+        tanh(hidden).matmul(self.output.val())
     }
 }
 
 impl Policy for Tiny {
     type Prompt = usize;
 
+    fn prompt_tokens(&self, _: &usize) -> usize {
+        PROMPT_TOKENS
+    }
+
     fn score(&self, groups: &[Group<usize>], temperature: f32, signals: SignalSet) -> Result<Scores, Error> {
         self.passes.fetch_add(1, Ordering::Relaxed);
         self.signal_passes.fetch_add(usize::from(signals.attention.is_some()), Ordering::Relaxed);
         let temperature = self.wrong_temperature.unwrap_or(temperature);
-        let rows =
-            || groups.iter().flat_map(|group| group.completions.iter().map(|answer| (group.prompt, &answer.tokens)));
-        let width = rows().map(|(_, tokens)| tokens.len()).max().unwrap_or(0);
-        let (mut prompts, mut previous, mut targets) = (Vec::new(), Vec::new(), Vec::new());
-        for (prompt, tokens) in rows() {
-            let mut last = VOCABULARY as i64;
-            for place in 0..width {
-                let token = i64::from(tokens.get(place).copied().unwrap_or(END));
-                prompts.push(prompt as i64);
-                previous.push(last);
-                targets.push(token);
-                last = token;
-            }
-        }
-        let count = rows().count();
-        let log_probs = self.next(&prompts, &previous, temperature);
-        let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [count * width, 1]), &log_probs.device());
-        let entropy = (log_probs.clone().exp() * log_probs.clone()).sum_dim(1).neg().reshape([count, width]);
-        let mut log_probs = log_probs.gather(1, targets).reshape([count, width]);
+        let rows: Vec<(&usize, &[u32])> = groups
+            .iter()
+            .flat_map(|group| group.completions.iter().map(move |answer| (&group.prompt, &answer.tokens)))
+            .flat_map(|(prompt, tokens)| (0..tokens.len()).map(move |length| (prompt, &tokens[..length])))
+            .collect();
+        let mut scores = Scores::from_logits(self.logits(&rows), groups, temperature)?;
         if let Some(trap) = &self.trap {
-            log_probs = log_probs + trap.val().sqrt().unsqueeze();
+            scores.log_probs = scores.log_probs + trap.val().sqrt().unsqueeze();
         }
-        let attention = signals.attention.map(|_| AttentionStates {
-            queries: log_probs.clone().detach().reshape([count, 1, width, 1]),
+        let [count, width] = scores.log_probs.dims();
+        scores.signals.attention = signals.attention.map(|_| AttentionStates {
+            queries: scores.log_probs.clone().detach().reshape([count, 1, width, 1]),
             visual_keys: Vec::new(),
         });
-        Ok(Scores { log_probs, entropy, signals: Signals { attention } })
+        Ok(scores)
     }
 }
 
 impl Sampler<usize> for Tiny {
     fn sample(&self, prompts: &[usize], group_size: usize, sampling: Sampling) -> Result<Vec<Vec<Completion>>, Error> {
-        let completion = |prompt: usize, stream_index: u64| {
-            let mut numbers = stream(sampling.seed, 1, stream_index);
-            let mut answer = Completion { truncated: true, ..Completion::default() };
-            let mut last = VOCABULARY as i64;
-            while answer.truncated && answer.tokens.len() < sampling.max_tokens {
-                let log_probs = self.next(&[prompt as i64], &[last], sampling.temperature);
-                let log_probs: Vec<f32> = log_probs.into_data().try_to_vec().unwrap();
-                let token = draw(&log_probs, &mut numbers);
-                answer.tokens.push(token as u32);
-                answer.log_probs.push(log_probs[token]);
-                answer.truncated = token as u32 != END;
-                last = token as i64;
-            }
-            // Nothing could be encoded back from this text.
+        let mut answers =
+            sample_from_logits(prompts, group_size, sampling, Some(END), |rows: &[(&usize, &[u32])]| {
+                self.logits(rows)
+            })?;
+        // Nothing could be encoded back from this text.
+        for answer in answers.iter_mut().flatten() {
             answer.text = format!("{} tokens", answer.tokens.len());
-            answer
-        };
-        let group = |(index, &prompt): (usize, &usize)| {
-            let first = sampling.first_stream + (index * group_size) as u64;
-            (first..first + group_size as u64).map(|stream_index| completion(prompt, stream_index)).collect()
-        };
-        Ok(prompts.iter().enumerate().map(group).collect())
+        }
+        Ok(answers)
     }
-}
-
-fn draw(log_probs: &[f32], numbers: &mut impl Rng) -> usize {
-    let mut left: f32 = numbers.random();
-    let found = log_probs.iter().position(|log_prob| {
-        left -= log_prob.exp();
-        left <= 0.0
-    });
-    found.unwrap_or(log_probs.len() - 1)
 }
 
 /// One reward per prompt token in the answer, plus what the sample says.
 pub(super) struct Count;
 
+#[derive(Clone)]
 pub(super) struct Row {
     pub(super) prompt: usize,
     /// Added to every reward.
@@ -173,7 +160,7 @@ impl Task for Count {
         }
         let hits = completion.tokens.iter().filter(|&&token| token as usize == row.prompt + 1).count();
         let total = if row.constant { row.offset } else { row.offset + hits as f32 };
-        Ok(Reward { total, parts: vec![("hits".into(), hits as f32)] })
+        Ok(Reward::of("total", total).and("hits", Some(hits as f32), 0.0))
     }
 }
 
@@ -211,5 +198,18 @@ impl CreditAssigner<usize> for ByToken {
 
     fn weights(&self, groups: &[Group<usize>], _: &Signals) -> Result<Vec<Vec<f32>>, Error> {
         Ok(groups.iter().flat_map(|group| &group.completions).map(Self::of).collect())
+    }
+}
+
+/// Weights known beforehand, for a batch that goes through one pass.
+pub(super) struct Fixed(pub(super) Vec<Vec<f32>>);
+
+impl CreditAssigner<usize> for Fixed {
+    fn signals(&self) -> SignalSet {
+        SignalSet::default()
+    }
+
+    fn weights(&self, _: &[Group<usize>], _: &Signals) -> Result<Vec<Vec<f32>>, Error> {
+        Ok(self.0.clone())
     }
 }
