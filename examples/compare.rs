@@ -94,7 +94,7 @@ fn main() -> anyhow::Result<()> {
         let cells: Vec<String> = std::iter::once(&warm_up).chain(&found).map(cell).collect();
         println!("| {seed} | {} |", cells.join(" | "));
         for (gains, accuracy) in gains.iter_mut().zip(found) {
-            gains.push(100.0 * (accuracy.sighted.overall - warm_up.sighted.overall));
+            gains.push(100.0 * (accuracy.sighted.accuracy.mean - warm_up.sighted.accuracy.mean));
         }
     }
     let cells: Vec<String> = gains.iter().map(|gains| mean_and_error(gains)).collect();
@@ -103,7 +103,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn cell(accuracy: &HeldOutAccuracy) -> String {
-    format!("{:.1} (blind {:.1})", 100.0 * accuracy.sighted.overall, 100.0 * accuracy.blind)
+    format!("{:.1} (blind {:.1})", 100.0 * accuracy.sighted.accuracy.mean, 100.0 * accuracy.blind.mean)
 }
 
 fn mean_and_error(values: &[f64]) -> String {

@@ -87,7 +87,7 @@ fn main() -> anyhow::Result<()> {
     let destination = options.out.map_or_else(|| Destination::Under("runs".into()), Destination::Exactly);
     let outcome = run(&config, &destination, &mut Progress::detect())?;
     println!("{}", outcome.table());
-    let gain = outcome.reinforcement.sighted.overall - outcome.supervised.sighted.overall;
+    let gain = outcome.reinforcement.sighted.accuracy.mean - outcome.supervised.sighted.accuracy.mean;
     ensure!(gain > 0.0, "reinforcement learning did not raise the held-out accuracy ({:+.1} points)", 100.0 * gain);
     println!("reinforcement learning raised the held-out accuracy by {:.1} points", 100.0 * gain);
     Ok(())

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use firesight_rl::{Algorithm, KlPenalty, MicroBatch};
 use firesight_train::task::Picture;
-use firesight_train::{CreditConfig, Destination, Error, Outcome, Progress, RunConfig, Trainable, run};
+use firesight_train::{
+    CreditConfig, Destination, Error, Evaluation, Log, Outcome, Progress, RunConfig, Trainable, run,
+};
 use firesight_vlm::{LoraConfig, QwenVl, SaveOptions};
 
 fn root() -> &'static Path {
@@ -59,13 +61,32 @@ fn weights(directory: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_seed_decides_the_run_and_threads_do_not() {
+fn a_seed_decides_the_run_and_neither_threads_nor_looks_at_it_do() {
     let scratch = tempfile::tempdir().unwrap();
     let directory = |name: &str| -> PathBuf { scratch.path().join(name) };
     trained(&small(), &directory("two-threads"));
     trained(&RunConfig { threads: 1, ..small() }, &directory("one-thread"));
     assert_eq!(metrics(&directory("two-threads")), metrics(&directory("one-thread")));
     assert!(weights(&directory("two-threads")) == weights(&directory("one-thread")), "weights differ");
+
+    let mut watched = small();
+    watched.evaluation = Evaluation { attempts: 3, pass_at: vec![1, 3], blind: true, ..watched.evaluation };
+    watched.log = Log { rollouts_every: 1, tensorboard: false };
+    trained(&watched, &directory("watched"));
+    let unmeasured = |name: &str| -> Vec<serde_json::Value> {
+        let mut lines = metrics(&directory(name));
+        for line in &mut lines {
+            line.as_object_mut().unwrap().retain(|name, _| !name.starts_with("eval/"));
+        }
+        lines
+    };
+    assert_eq!(unmeasured("two-threads"), unmeasured("watched"));
+    assert!(weights(&directory("two-threads")) == weights(&directory("watched")), "weights differ");
+    for line in metrics(&directory("watched")).iter().filter(|line| line["eval/accuracy"].is_number()) {
+        for name in ["mean_at_3", "pass_at_1", "pass_at_3", "pass_at_3_low", "blind_accuracy", "accuracy_high"] {
+            assert!(line[format!("eval/{name}")].is_number(), "{name}: {line}");
+        }
+    }
 
     trained(&RunConfig { seed: 1, ..small() }, &directory("other-seed"));
     assert_ne!(metrics(&directory("two-threads")), metrics(&directory("other-seed")));
@@ -85,7 +106,8 @@ fn a_run_leaves_everything_in_its_directory() {
     assert_eq!(RunConfig::from_file(&directory.join("config.toml")).unwrap(), config);
     let metrics = metrics(&directory);
     assert!(metrics.iter().any(|line| line["phase"] == "reinforcement" && line["reward/mean"].is_number()));
-    for name in ["samples/step0001-0.png", "samples/step0002-1.txt"] {
+    let rollouts = ["rollouts/step0001.jsonl.gz", "rollouts/step0002.jsonl.gz", "events.out.tfevents.firesight"];
+    for name in ["samples/step0001-0.png", "samples/step0002-1.txt"].into_iter().chain(rollouts) {
         assert!(directory.join(name).is_file(), "{name}");
     }
     let device = burn::tensor::Device::flex();
@@ -154,7 +176,13 @@ fn a_bad_configuration_is_named_by_file_and_key() {
         ("name = \"kawhi\"", "name = \"uniform\", tau = 1", "tau"),
         ("temperature = 1.0", "temperature = 0.0", "reinforcement.temperature"),
         ("mini_batches = 2", "mini_batches = 5", "reinforcement.mini_batches"),
-        ("micro_batch = 8", "micro_batch = 0", "reinforcement.micro_batch"),
+        ("groups = 8", "groups = 0", "reinforcement.micro_batch"),
+        ("rollouts_every", "rollout_every", "rollout_every"),
+        ("peak = 2e-4", "peak = -2e-4", "reinforcement.schedule peak is -0.0002"),
+        ("peak = 2e-3", "decay = \"sine\", peak = 2e-3", "sine"),
+        ("peak = 2e-3", "decay = \"constant\", peak = 2e-3", "supervised.schedule final_share is 0.3"),
+        ("pass_at = []", "pass_at = [1]", "evaluation.pass_at is [1]"),
+        ("attempts = 0 ", "attempts = \"many\"", "attempts"),
     ] {
         let error = config_error(from, to);
         assert!(error.contains("qwen-small.toml") && error.contains(expected), "{to}: {error}");

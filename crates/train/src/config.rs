@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use firesight_kawhi::KawhiConfig;
-use firesight_rl::{Algorithm, MicroBatch, RewardFailure};
+use firesight_rl::{Algorithm, MicroBatch, RewardFailure, Schedule};
 use firesight_vlm::LoraConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::schedule::Schedule;
 use crate::task::Picture;
 
 /// Everything that decides a run. The same configuration gives the same run, bit for bit on CPUs of one kind.
@@ -36,6 +35,9 @@ pub struct RunConfig {
     pub reinforcement: Reinforcement,
     /// Measuring.
     pub evaluation: Evaluation,
+    /// Looking at a run.
+    #[serde(default)]
+    pub log: Log,
 }
 
 /// What of the model changes.
@@ -166,15 +168,52 @@ pub enum CreditConfig {
 }
 
 /// What is measured and when.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
     /// Held-out examples; the same ones in every run.
     pub examples: usize,
     /// Rollouts between two evaluations on held-out data while learning; 0 evaluates at the end only.
     pub every: usize,
+    /// Answers drawn for each held-out example at the temperature of training, beside the greedy one: what mean@k and
+    /// pass@k are taken over. 0, the default, draws none; each costs as much as the greedy answer.
+    #[serde(default)]
+    pub attempts: usize,
+    /// Every k of pass@k, ascending, none above `attempts`.
+    #[serde(default)]
+    pub pass_at: Vec<usize>,
+    /// Whether evaluations while learning ask about blank pictures too. Those before, after the warm-up and at the end
+    /// always do.
+    #[serde(default)]
+    pub blind: bool,
     /// Prompts of the first and of the last step whose rollouts are written as pictures and text.
     pub samples: usize,
+}
+
+/// What is written down for looking at a run. None of it changes the run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Steps between two whose rollouts are written with all their numbers; the first and the last always are. 0 writes
+    /// none. 100 unless the configuration says otherwise: a rollout of 32 pictures is megabytes, nearly all of them the
+    /// pictures.
+    pub rollouts_every: usize,
+    /// Whether metrics are written for TensorBoard as well.
+    pub tensorboard: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { rollouts_every: 100, tensorboard: true }
+    }
+}
+
+impl Log {
+    /// Whether the rollout of `step`, counted from 0, of `steps` is written.
+    #[must_use]
+    pub fn writes_rollout(&self, step: usize, steps: usize) -> bool {
+        self.rollouts_every > 0 && (step == 0 || step + 1 == steps || (step + 1).is_multiple_of(self.rollouts_every))
+    }
 }
 
 fn once() -> usize {
@@ -307,16 +346,76 @@ impl RunConfig {
         for (key, schedule) in
             [("supervised.schedule", supervised.schedule), ("reinforcement.schedule", reinforcement.schedule)]
         {
-            let sound =
-                schedule.peak.is_finite() && schedule.peak >= 0.0 && (0.0..=1.0).contains(&schedule.final_share);
-            if !sound {
-                return fail(key, "needs a peak of at least 0 and a final_share between 0 and 1".into());
-            }
+            schedule.check().or_else(|(field, problem)| fail(key, format!("{field} {problem}")))?;
+        }
+        let Evaluation { attempts, pass_at, .. } = &self.evaluation;
+        if !(pass_at.is_sorted_by(|a, b| a < b) && pass_at.iter().all(|k| (1..=*attempts).contains(k))) {
+            let problem = format!("is {pass_at:?}; it lists ascending numbers of the {attempts} evaluation.attempts");
+            return fail("evaluation.pass_at", problem);
         }
         match &reinforcement.credit {
             CreditConfig::Uniform {} => Ok(()),
             CreditConfig::Kawhi(kawhi) => {
                 kawhi.validate().or_else(|error| fail("reinforcement.credit", format!("is out of range: {error}")))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use firesight_rl::Decay;
+
+    use super::{Log, RunConfig};
+
+    #[test]
+    fn rollouts_are_written_first_last_and_every_so_often() {
+        let written = |rollouts_every, steps| -> Vec<usize> {
+            let log = Log { rollouts_every, ..Log::default() };
+            (0..steps).filter(|&step| log.writes_rollout(step, steps)).map(|step| step + 1).collect()
+        };
+        assert_eq!(written(4, 10), [1, 4, 8, 10]);
+        assert_eq!(written(1, 3), [1, 2, 3]);
+        assert_eq!(written(50, 1), [1]);
+        assert!(written(0, 10).is_empty());
+    }
+
+    /// What a configuration may leave out, and what it then means.
+    #[test]
+    fn absent_keys_have_the_meaning_they_had() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/configs/qwen-small.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let optional = ["attempts", "pass_at", "blind", "[log]", "rollouts_every", "tensorboard"];
+        let kept = |line: &&str| !optional.iter().any(|key| line.starts_with(key));
+        let bare: Vec<&str> = text.lines().filter(kept).collect();
+        assert_eq!(bare.len() + optional.len(), text.lines().count());
+        let bare = RunConfig::from_toml(&bare.join("\n"), &path).unwrap();
+        assert_eq!(bare, RunConfig::from_toml(&text, &path).unwrap());
+        assert_eq!(bare.supervised.schedule.decay, Decay::Linear);
+        assert_eq!(bare, RunConfig::from_toml(&bare.to_toml(), &path).unwrap());
+    }
+
+    #[test]
+    fn pass_at_takes_ascending_numbers_of_the_attempts() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/configs/qwen-small.toml");
+        let mut config = RunConfig::from_file(&path).unwrap();
+        config.evaluation.attempts = 4;
+        for (pass_at, sound) in [
+            (vec![], true),
+            (vec![1, 4], true),
+            (vec![0, 1], false),
+            (vec![5], false),
+            (vec![2, 2], false),
+            (vec![2, 1], false),
+        ] {
+            config.evaluation.pass_at = pass_at;
+            match config.check() {
+                Ok(()) => assert!(sound, "{config:?}"),
+                Err(error) => assert!(!sound && error.to_string().starts_with("evaluation.pass_at is ["), "{error}"),
             }
         }
     }

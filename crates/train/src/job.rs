@@ -1,4 +1,4 @@
-//! What the phases of a run share: the examples, the policy they start from, and how it is measured.
+//! What the phases of a run share: the examples, and the policy they start from.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,19 +10,10 @@ use firesight_vlm::{Component, ModelConfig, Processor, QwenVl, has_weights};
 use crate::Error;
 use crate::config::{RunConfig, Trainable};
 use crate::device::device;
-use crate::evaluate::{Accuracy, greedy_correct};
-use crate::examples::{Purpose, Question, Questions};
+use crate::examples::Questions;
+use crate::held_out::HeldOut;
 use crate::policy::VlmPolicy;
 use crate::task::{Charts, Picture};
-
-/// How held-out questions are answered.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HeldOutAccuracy {
-    /// With the picture.
-    pub sighted: Accuracy,
-    /// With a blank picture.
-    pub blind: f64,
-}
 
 /// The examples of a run and the policy it starts from.
 #[derive(Debug)]
@@ -35,15 +26,6 @@ pub struct Job {
     pub questions: Questions,
     /// Training examples of each stage of the supervised phase.
     pub stages: Vec<Questions>,
-}
-
-/// Examples that training never sees, the same in every run, and the settings they are answered with.
-#[derive(Debug)]
-pub struct HeldOut {
-    questions: Vec<Question>,
-    blanked: Vec<Question>,
-    max_tokens: usize,
-    threads: usize,
 }
 
 impl Job {
@@ -99,37 +81,6 @@ impl Job {
     /// # Errors
     /// When the model's processor refuses one.
     pub fn held_out(&self, config: &RunConfig) -> Result<HeldOut, Error> {
-        let questions = self.questions.batch(Purpose::HeldOut, 0, config.evaluation.examples)?;
-        let blanked = self.questions.blanked(&questions)?;
-        Ok(HeldOut { questions, blanked, max_tokens: config.reinforcement.max_tokens, threads: config.threads })
-    }
-}
-
-impl HeldOut {
-    /// Greedy answers, with the picture.
-    ///
-    /// # Errors
-    /// When the model fails.
-    pub fn accuracy(&self, policy: &VlmPolicy) -> Result<Accuracy, Error> {
-        self.answered(policy, &self.questions)
-    }
-
-    /// Greedy answers, with the picture and blind.
-    ///
-    /// # Errors
-    /// When the model fails.
-    pub fn measure(&self, policy: &VlmPolicy) -> Result<HeldOutAccuracy, Error> {
-        Ok(HeldOutAccuracy { sighted: self.accuracy(policy)?, blind: self.answered(policy, &self.blanked)?.overall })
-    }
-
-    /// The questions.
-    #[must_use]
-    pub fn questions(&self) -> &[Question] {
-        &self.questions
-    }
-
-    fn answered(&self, policy: &VlmPolicy, questions: &[Question]) -> Result<Accuracy, Error> {
-        let correct = greedy_correct(&policy.valid().materialize(), questions, self.max_tokens, self.threads)?;
-        Ok(Accuracy::of(questions, &correct))
+        HeldOut::new(&self.questions, config)
     }
 }

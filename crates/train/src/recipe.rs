@@ -10,7 +10,8 @@ use firesight_vlm::has_weights;
 
 use crate::Error;
 use crate::config::RunConfig;
-use crate::job::{HeldOutAccuracy, Job};
+use crate::held_out::{HeldOutAccuracy, Sighted};
+use crate::job::Job;
 use crate::policy::VlmPolicy;
 use crate::progress::Progress;
 use crate::reinforcement::reinforcement;
@@ -54,14 +55,16 @@ impl Outcome {
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY);
-        let pictures = self.before.sighted.pictures.iter().map(|(picture, _)| picture.name());
-        let header = ["held-out accuracy", "with picture"].into_iter().chain(pictures);
+        let pictures = self.before.sighted.greedy.pictures.iter().map(|(picture, _)| picture.name());
+        let header = ["held-out accuracy", "with picture", "95 % interval"].into_iter().chain(pictures);
         table.set_header(header.chain(["blind", "steps", "seconds"]));
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         let mut row = |name: &str, accuracy: &HeldOutAccuracy, cost: Option<(usize, f64)>| {
-            let mut cells = vec![name.to_owned(), percent(accuracy.sighted.overall)];
-            cells.extend(accuracy.sighted.pictures.iter().map(|&(_, share)| percent(share)));
-            cells.push(percent(accuracy.blind));
+            let Sighted { accuracy: overall, greedy, .. } = &accuracy.sighted;
+            let interval = format!("{:.1} to {:.1} %", 100.0 * overall.low, 100.0 * overall.high);
+            let mut cells = vec![name.to_owned(), percent(overall.mean), interval];
+            cells.extend(greedy.pictures.iter().map(|&(_, share)| percent(share)));
+            cells.push(percent(accuracy.blind.mean));
             cells.extend(cost.map_or([String::new(), String::new()], |(steps, seconds)| {
                 [steps.to_string(), format!("{seconds:.0}")]
             }));
@@ -121,14 +124,13 @@ pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progres
     let held_out = job.held_out(config)?;
     let measure = |policy: &VlmPolicy, phase: &str, step: usize, directory: &mut RunDirectory| {
         let measured = held_out.measure(policy)?;
-        let mut metrics = measured.sighted.metrics("eval/accuracy");
-        metrics.push(("eval/blind_accuracy".into(), measured.blind));
-        directory.metrics(phase, step, &metrics)?;
+        directory.metrics(phase, step, &measured.metrics())?;
         Ok::<_, Error>(measured)
     };
     let before = measure(&initial, "before", 0, &mut directory)?;
     let after_supervised = measure(&policy, "after_supervised", supervised_steps, &mut directory)?;
-    progress.note(&format!("held-out accuracy after the warm-up: {:.1} %", 100.0 * after_supervised.sighted.overall));
+    progress
+        .note(&format!("held-out accuracy after the warm-up: {:.1} %", 100.0 * after_supervised.sighted.accuracy.mean));
 
     let clock = Instant::now();
     let policy = reinforcement(policy, config, &job, &held_out, &mut directory, progress)?;

@@ -11,11 +11,13 @@ use crate::Error;
 use crate::config::{CreditConfig, RunConfig};
 use crate::evaluate::Accuracy;
 use crate::examples::{ChartTask, Purpose, Question};
-use crate::job::{HeldOut, Job};
+use crate::held_out::HeldOut;
+use crate::job::Job;
 use crate::policy::{VlmPolicy, VlmPrompt};
 use crate::progress::{Field, Progress};
+use crate::rollouts::{write_failed, write_rollout};
 use crate::run_directory::RunDirectory;
-use crate::samples::{write_batch, write_samples};
+use crate::samples::write_samples;
 use crate::supervised::optimizer;
 
 /// Prompts that are sampled together. A constant, so that it never decides a result.
@@ -57,12 +59,11 @@ pub fn reinforcement(
         metrics.extend(peak_memory().map(|bytes| ("memory/peak_bytes".into(), bytes)));
         let evaluate = config.evaluation.every > 0 && (step + 1) % config.evaluation.every == 0;
         if evaluate && step + 1 < settings.steps {
-            let found = held_out.accuracy(&trainer.policy)?;
-            metrics.extend(found.metrics("eval/accuracy"));
-            accuracy = Some(found.overall);
+            metrics.extend(held_out.while_learning(&trainer.policy)?);
         }
         run.metrics("reinforcement", step + 1, &metrics)?;
         let metric = |name: &str| metrics.iter().find(|(found, _)| found == name).map(|&(_, value)| value);
+        accuracy = metric("eval/accuracy").or(accuracy);
         progress.step(&[
             Field::maybe("reward", metric("reward/mean")),
             Field::maybe("entropy", metric("entropy/mean")),
@@ -70,6 +71,9 @@ pub fn reinforcement(
         ]);
         if step == 0 || step + 1 == settings.steps {
             write_samples(run, step + 1, &samples, &report, config.evaluation.samples)?;
+        }
+        if config.log.writes_rollout(step, settings.steps) {
+            write_rollout(run, step + 1, &samples, &report)?;
         }
     }
     progress.finish();
@@ -109,7 +113,7 @@ fn keep_failed_update(
     groups: &[Group<VlmPrompt>],
     run: &RunDirectory,
 ) -> Result<Error, Error> {
-    let batch = write_batch(run, step, samples, groups)?;
+    let batch = write_failed(run, step, samples, groups)?;
     let policy = run.save_model("model-before-failure", policy)?;
     Ok(Error::Update { step, batch, policy, source })
 }
@@ -139,14 +143,14 @@ fn peak_memory() -> Option<f64> {
     Some(kibibytes * 1024.0)
 }
 
-/// What [`write_samples`] gets of a step.
-pub(crate) type Report = StepReport<VlmPrompt>;
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::io::Read as _;
     use std::path::Path;
+
+    use flate2::read::GzDecoder;
 
     use super::*;
 
@@ -168,10 +172,12 @@ mod tests {
         let error = keep_failed_update(source, 12, &trainer.policy, &samples, &groups, &run).unwrap();
         let Error::Update { step: 12, batch, policy, source } = error else { panic!("{error}") };
         assert!(matches!(source, TrainerError::NonFiniteReward { group: 1, completion: 0 }), "{source}");
-        let text = std::fs::read_to_string(batch).unwrap();
+        let mut text = String::new();
+        GzDecoder::new(std::fs::File::open(batch).unwrap()).read_to_string(&mut text).unwrap();
         let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[1]["completions"][0]["reward"], "NaN");
+        assert!(lines[1]["completions"][0]["advantage"].is_null());
         let tokens = serde_json::to_value(&groups[1].completions[0].tokens).unwrap();
         assert_eq!(lines[1]["completions"][0]["tokens"], tokens);
         assert!(run.path().join(lines[0]["image"].as_str().unwrap()).is_file());

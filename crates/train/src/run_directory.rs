@@ -10,12 +10,15 @@ use serde_json::{Map, Value};
 use crate::Error;
 use crate::config::RunConfig;
 use crate::policy::VlmPolicy;
+use crate::tensorboard::{self, EventFile};
 
 /// A directory that belongs to one run.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
     metrics: File,
+    /// The same for TensorBoard, if the configuration wants it.
+    events: Option<EventFile>,
     /// The model directory that the run starts from.
     origin: PathBuf,
 }
@@ -37,9 +40,10 @@ impl RunDirectory {
             ErrorKind::AlreadyExists => Error::RunDirectoryExists { path: path.into() },
             _ => Error::Io { path: metrics, source },
         })?;
+        let events = config.log.tensorboard.then(|| EventFile::open(&path.join(tensorboard::FILE))).transpose()?;
         let header = format!("# Resolved configuration of a run of firesight {}.\n", env!("CARGO_PKG_VERSION"));
         write_atomically(&path.join("config.toml"), (header + &config.to_toml()).as_bytes())?;
-        Ok(Self { path: path.into(), metrics: file, origin: config.model.clone() })
+        Ok(Self { path: path.into(), metrics: file, events, origin: config.model.clone() })
     }
 
     /// Takes the first of `parent/name`, `parent/name-2`, `parent/name-3`... that is free.
@@ -63,7 +67,7 @@ impl RunDirectory {
         &self.path
     }
 
-    /// Appends one line to `metrics.jsonl`.
+    /// Appends one line to `metrics.jsonl`, and a record of the same numbers to the file for TensorBoard.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -74,7 +78,8 @@ impl RunDirectory {
         // JSON has no NaN: what is not a number becomes null.
         line.extend(metrics.iter().map(|(name, value)| (name.clone(), Value::from(*value))));
         let path = self.path.join("metrics.jsonl");
-        writeln!(self.metrics, "{}", Value::Object(line)).map_err(|source| Error::Io { path, source })
+        writeln!(self.metrics, "{}", Value::Object(line)).map_err(|source| Error::Io { path, source })?;
+        self.events.as_mut().map_or(Ok(()), |events| events.scalars(phase, step, metrics))
     }
 
     /// Writes a file of the run, in a subdirectory if `name` has one.
