@@ -36,6 +36,9 @@ pub struct RunConfig {
     pub reinforcement: Reinforcement,
     /// Measuring.
     pub evaluation: Evaluation,
+    /// What a run keeps to go on from.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
 }
 
 /// What of the model changes.
@@ -177,10 +180,28 @@ pub enum CreditConfig {
 pub struct Evaluation {
     /// Held-out examples; the same ones in every run.
     pub examples: usize,
-    /// Rollouts between two evaluations on held-out data while learning; 0 evaluates at the end only.
+    /// Rollouts between two evaluations on held-out data while learning; 0 evaluates at the end only. Otherwise the
+    /// policy with the best accuracy so far is kept, from the end of the supervised phase on.
     pub every: usize,
     /// Prompts of the first and of the last step whose rollouts are written as pictures and text.
     pub samples: usize,
+}
+
+/// What a run keeps to go on from after it was stopped. Changes nothing of its result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Steps between two checkpoints, in both phases; 0 keeps one at the end of a phase, on a stop, and with a new best
+    /// policy only. Those three come at any number.
+    pub every: usize,
+    /// How many of the latest stay, at least 1.
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every: 20, keep: 2 }
+    }
 }
 
 impl AlgorithmConfig {
@@ -284,6 +305,7 @@ impl RunConfig {
             ("reinforcement.micro_batch", reinforcement.micro_batch),
             ("reinforcement.max_tokens", reinforcement.max_tokens),
             ("evaluation.examples", self.evaluation.examples),
+            ("checkpoint.keep", self.checkpoint.keep),
         ] {
             if value == 0 {
                 return fail(key, "must be at least 1".into());

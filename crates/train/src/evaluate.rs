@@ -1,6 +1,7 @@
 //! Accuracy of greedy answers.
 
 use firesight_rl::{Metrics, Sampling, sample_in_parallel};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::examples::Question;
@@ -31,7 +32,7 @@ pub fn greedy_correct(
 }
 
 /// Shares of right answers, or means of rewards.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
     /// Over all questions.
     pub overall: f64,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::Device;
 use firesight_vlm::{Component, ModelConfig, Processor, QwenVl, has_weights};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::config::{RunConfig, Trainable};
@@ -16,7 +17,7 @@ use crate::policy::VlmPolicy;
 use crate::task::{Charts, Picture};
 
 /// How held-out questions are answered.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeldOutAccuracy {
     /// With the picture.
     pub sighted: Accuracy,

@@ -1,24 +1,33 @@
 //! Where models, reinforcement learning and KAWHI meet: the task, the run configuration, the recipe, and what a run
 //! leaves on disk.
 
+mod checkpoint;
 mod config;
 mod device;
+mod difference;
 mod error;
 mod evaluate;
 mod examples;
+mod files;
 mod job;
+mod outcome;
 mod policy;
 mod progress;
 mod recipe;
 mod reinforcement;
+mod run;
 mod run_directory;
 mod samples;
 mod schedule;
+mod state;
+mod stop;
 mod supervised;
 pub mod task;
 mod trainable;
 
-pub use config::{AlgorithmConfig, CreditConfig, Data, Evaluation, Reinforcement, RunConfig, Supervised, Trainable};
+pub use config::{
+    AlgorithmConfig, Checkpoint, CreditConfig, Data, Evaluation, Reinforcement, RunConfig, Supervised, Trainable,
+};
 pub use device::device;
 pub use error::Error;
 pub use evaluate::{Accuracy, greedy_correct};
@@ -26,8 +35,12 @@ pub use examples::{ChartTask, Purpose, Question, Questions};
 pub use job::{HeldOut, HeldOutAccuracy, Job};
 pub use policy::{VlmPolicy, VlmPrompt};
 pub use progress::{Field, Progress};
-pub use recipe::{Destination, Outcome, run};
+pub use outcome::Outcome;
+pub use recipe::{Destination, Ending, run};
 pub use reinforcement::reinforcement;
+pub use run::Run;
 pub use run_directory::RunDirectory;
 pub use schedule::Schedule;
+pub use state::{Best, Position, ReinforcementPosition, State, SupervisedPosition};
+pub use stop::Stop;
 pub use supervised::supervised;

@@ -9,81 +9,121 @@ use crate::Error;
 use crate::config::{CreditConfig, RunConfig};
 use crate::evaluate::Accuracy;
 use crate::examples::{ChartTask, Purpose, Question};
-use crate::job::{HeldOut, Job};
+use crate::job::HeldOut;
 use crate::policy::{VlmPolicy, VlmPrompt};
-use crate::progress::{Field, Progress};
+use crate::progress::Field;
+use crate::run::Run;
 use crate::run_directory::RunDirectory;
 use crate::samples::{write_batch, write_samples};
-use crate::supervised::optimizer;
+use crate::state::{Best, Position, State};
+use crate::supervised::adamw;
 
 /// Prompts that are sampled together. A constant, so that it never decides a result.
 const SAMPLING_BATCH: usize = 16;
 const MAX_GRADIENT_NORM: f32 = 1.0;
 
-/// Trains `policy` by rollouts and rewards.
+/// Trains by rollouts and rewards, until the steps are used up or the run is to stop. Goes on from where `state` is in
+/// this phase.
 ///
 /// # Errors
 /// When the model, the credit assigner or the trainer fails, or the run directory cannot be written.
-pub fn reinforcement(
-    policy: VlmPolicy,
-    config: &RunConfig,
-    job: &Job,
-    held_out: &HeldOut,
-    run: &mut RunDirectory,
-    progress: &mut Progress,
-) -> Result<VlmPolicy, Error> {
-    let settings = &config.reinforcement;
-    let mut trainer = trainer(policy, config)?;
-    progress.phase("reinforcement", settings.steps);
-    let mut accuracy = None;
-    for step in 0..settings.steps {
-        let samples = job.questions.batch(Purpose::Reinforcement, step * settings.prompts, settings.prompts)?;
-        let learning_rate = settings.schedule.at(step, settings.steps);
+pub fn reinforcement(state: State, held_out: &HeldOut, run: &mut Run<'_>) -> Result<State, Error> {
+    let (config, settings) = (run.config, &run.config.reinforcement);
+    let mut position = state.position.clone();
+    let mut trainer = trainer(state, config)?;
+    run.progress.phase("reinforcement", settings.steps, position.reinforcement.steps);
+    save_best(&position, &trainer.policy, run)?;
+    while !position.reinforcement.finished(settings) {
         let start = Instant::now();
+        let step = position.reinforcement.steps;
+        let samples = run.job.questions.batch(Purpose::Reinforcement, step * settings.prompts, settings.prompts)?;
+        let learning_rate = settings.schedule.at(step, settings.steps);
+        let step = step + 1;
+        let trained = Instant::now();
         let rollout = trainer.rollout(&ChartTask, &samples)?;
         let update = match trainer.update(&rollout.groups, learning_rate) {
             Ok(update) => update,
             Err(source) => {
-                return Err(keep_failed_update(source, step + 1, &trainer.policy, &samples, &rollout.groups, run)?);
+                return Err(keep_failed_update(
+                    source,
+                    step,
+                    &trainer.policy,
+                    &samples,
+                    &rollout.groups,
+                    &run.directory,
+                )?);
             }
         };
-        let report = StepReport::new(rollout, update, start.elapsed());
+        let report = StepReport::new(rollout, update, trained.elapsed());
         let mut metrics = report.metrics.clone();
         metrics.push(("learning_rate".into(), learning_rate));
         let rewards: Vec<f64> = report.groups.iter().map(mean_reward).collect();
         // The overall mean comes first, and the trainer reports that already.
         metrics.extend(Accuracy::of(&samples, &rewards).metrics("reward/mean").into_iter().skip(1));
         metrics.extend(peak_memory().map(|bytes| ("memory/peak_bytes".into(), bytes)));
-        let evaluate = config.evaluation.every > 0 && (step + 1) % config.evaluation.every == 0;
-        if evaluate && step + 1 < settings.steps {
+        let last = step == settings.steps;
+        let mut improved = false;
+        if config.evaluation.every > 0 && step.is_multiple_of(config.evaluation.every) && !last {
             let found = held_out.accuracy(&trainer.policy)?;
             metrics.extend(found.metrics("eval/accuracy"));
-            accuracy = Some(found.overall);
+            let accuracy = found.overall;
+            position.reinforcement.accuracy = Some(accuracy);
+            improved = position.best.is_none_or(|best| accuracy > best.accuracy);
+            if improved {
+                position.best = Some(Best { step, accuracy });
+            }
         }
-        run.metrics("reinforcement", step + 1, &metrics)?;
+        run.directory.metrics("reinforcement", step, &metrics)?;
         let metric = |name: &str| metrics.iter().find(|(found, _)| found == name).map(|&(_, value)| value);
-        progress.step(&[
+        run.progress.step(&[
             Field::maybe("reward", metric("reward/mean")),
             Field::maybe("entropy", metric("entropy/mean")),
-            Field::maybe("accuracy", accuracy),
+            Field::maybe("accuracy", position.reinforcement.accuracy),
         ]);
-        if step == 0 || step + 1 == settings.steps {
-            write_samples(run, step + 1, &samples, &report, config.evaluation.samples)?;
+        if step == 1 || last {
+            write_samples(&run.directory, step, &samples, &report, config.evaluation.samples)?;
+        }
+        let at = &mut position.reinforcement;
+        (at.steps, at.first_stream) = (step, trainer.options.sampling.first_stream);
+        at.seconds += start.elapsed().as_secs_f64();
+        if last {
+            break;
+        }
+        let ends = run.ends_after(step, improved, || State {
+            position: position.clone(),
+            policy: trainer.policy.clone(),
+            optimizer: Some(trainer.optimizer.clone()),
+            reference: trainer.reference.clone(),
+        })?;
+        save_best(&position, &trainer.policy, run)?;
+        if ends {
+            break;
         }
     }
-    progress.finish();
-    Ok(trainer.policy)
+    run.progress.finish();
+    Ok(State { position, policy: trainer.policy, optimizer: None, reference: None })
 }
 
-fn trainer(policy: VlmPolicy, config: &RunConfig) -> Result<Trainer<VlmPolicy>, Error> {
+/// Keeps the policy in the directory `best` if it is. A checkpoint of it comes first, so that a run goes on either before
+/// it was found, or with it at hand to write it again.
+fn save_best(position: &Position, policy: &VlmPolicy, run: &Run<'_>) -> Result<(), Error> {
+    if position.best.is_some_and(|best| best.step == position.reinforcement.steps) {
+        run.directory.save_model("best", policy)?;
+    }
+    Ok(())
+}
+
+/// The trainer as it was at `state`.
+fn trainer(state: State, config: &RunConfig) -> Result<Trainer<VlmPolicy>, Error> {
     let settings = &config.reinforcement;
+    let State { position, policy, optimizer, reference } = state;
     let options = Options {
         group_size: settings.group_size,
         sampling: Sampling {
             temperature: settings.temperature,
             max_tokens: settings.max_tokens,
             seed: config.seed,
-            first_stream: 0,
+            first_stream: position.reinforcement.first_stream,
         },
         prompts_per_sampling_batch: SAMPLING_BATCH,
         groups_per_micro_batch: settings.micro_batch,
@@ -94,7 +134,12 @@ fn trainer(policy: VlmPolicy, config: &RunConfig) -> Result<Trainer<VlmPolicy>, 
     };
     let credit = credit(&settings.credit, &policy)?;
     let algorithm = settings.algorithm.algorithm(settings.max_tokens);
-    Ok(Trainer::new(policy, optimizer(settings.weight_decay), algorithm, credit, options)?)
+    let optimizer = optimizer.unwrap_or_else(|| adamw(settings.weight_decay));
+    let mut trainer = Trainer::new(policy, optimizer, algorithm, credit, options)?;
+    if reference.is_some() {
+        trainer.reference = reference;
+    }
+    Ok(trainer)
 }
 
 /// Writes what an update failed on, and the policy as it was, so that nothing learnt so far is lost; returns the error
@@ -146,6 +191,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::job::Job;
 
     #[test]
     fn a_failed_update_leaves_its_batch_and_the_policy_before_it() {
@@ -156,7 +202,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let run = RunDirectory::create(&scratch.path().join("run"), &config).unwrap();
         let job = Job::new(&config).unwrap();
-        let mut trainer = trainer(job.policy(&config.trainable, 0).unwrap(), &config).unwrap();
+        let mut trainer = trainer(State::start(job.policy(&config.trainable, 0).unwrap()), &config).unwrap();
         let samples = job.questions.batch(Purpose::Reinforcement, 0, 2).unwrap();
         let mut groups = trainer.rollout(&ChartTask, &samples).unwrap().groups;
         groups[1].rewards[0].total = f32::NAN;
