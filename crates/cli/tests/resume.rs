@@ -92,15 +92,14 @@ impl Baseline {
                 ("reinforcement", "0"),
             ]);
             fs::write(scratch.path().join("warm-up.toml"), warm_up).unwrap();
-            let command = train(&scratch.path().join("warm-up.toml"), &scratch.path().join("base"));
-            done({ command }.output().unwrap());
+            done(train(&scratch.path().join("warm-up.toml"), &scratch.path().join("base")).output().unwrap());
             let base = scratch.path().join("base/warm-up").display().to_string();
             let job = fill([
                 ("model", &base),
                 ("frozen", "true"),
-                ("supervised", "4"),
+                ("supervised", "6"),
                 ("rate", "1e-4"),
-                // Every look passes, so that the stage and what was found before matter.
+                // Every look passes, so that the phase ends after the two times two of its stages, before the steps do.
                 ("stop", "0.0"),
                 ("reinforcement", "6"),
             ]);
