@@ -13,8 +13,8 @@ use std::sync::Mutex;
 use clap::Parser;
 use firesight_kawhi::KawhiConfig;
 use firesight_train::{
-    AlgorithmConfig, Checkpoint, CreditConfig, Destination, HeldOutAccuracy, Job, Progress, Run, RunConfig, State, Stop,
-    reinforcement, supervised,
+    AlgorithmConfig, Checkpoint, CreditConfig, Destination, HeldOutAccuracy, Job, Progress, Run, RunConfig, State,
+    Stop, reinforcement, supervised,
 };
 
 #[global_allocator]

@@ -40,7 +40,8 @@ pub(crate) fn save(parent: &Path, state: &State, keep: usize) -> Result<(), Erro
     let temporary = target.with_extension("partial");
     fs::create_dir_all(&temporary).map_err(|source| io(&temporary, source))?;
     // burn's files are on the disk once they are written.
-    let written = |name: &str, result: Result<(), RecordError>| result.map_err(|error| broken(&target.join(name), error));
+    let written =
+        |name: &str, result: Result<(), RecordError>| result.map_err(|error| broken(&target.join(name), error));
     let trained = ParamGroup::from_ids(trained(&state.policy).into_iter().map(|parameter| parameter.id).collect());
     written(POLICY, state.policy.clone().into_record_group(trained).save(temporary.join(POLICY)))?;
     if let Some(optimizer) = &state.optimizer {
@@ -109,4 +110,132 @@ fn read(path: &Path) -> Result<Bytes, Error> {
 
 fn broken(path: &Path, problem: impl ToString) -> Error {
     Error::Checkpoint { path: path.into(), problem: problem.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use burn::module::{ModuleMapper, ModuleVisitor, Param};
+    use burn::optim::{GradientsParams, ModuleOptimizer};
+    use burn::tensor::{DType, Tensor, TensorData};
+    use firesight_vlm::LoraConfig;
+
+    use super::*;
+    use crate::job::Job;
+    use crate::state::{Best, SupervisedPosition};
+
+    /// Sums the squares of what is trained.
+    #[derive(Default)]
+    struct Squares(Option<Tensor<1>>);
+
+    impl ModuleVisitor for Squares {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.is_require_grad() {
+                let squares = (param.val() * param.val()).sum();
+                self.0 = Some(self.0.take().map_or(squares.clone(), |sum| sum + squares));
+            }
+        }
+    }
+
+    /// Values of every parameter and whether it is trained.
+    #[derive(Default)]
+    struct Values(Vec<(TensorData, bool)>);
+
+    impl ModuleVisitor for Values {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.push((param.val().into_data(), param.is_require_grad()));
+        }
+    }
+
+    struct Halved;
+
+    impl ModuleMapper for Halved {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let half = Tensor::from_inner(param.val().inner().cast(DType::F16));
+            Param::initialized(param.id, if param.is_require_grad() { half.require_grad() } else { half })
+        }
+    }
+
+    fn values(policy: &VlmPolicy) -> Vec<(TensorData, bool)> {
+        let mut values = Values::default();
+        policy.visit(&mut values);
+        values.0
+    }
+
+    fn stepped(policy: VlmPolicy, optimizer: &mut ModuleOptimizer) -> VlmPolicy {
+        let mut squares = Squares::default();
+        policy.visit(&mut squares);
+        let gradients = GradientsParams::from_grads(squares.0.unwrap().backward(), &policy);
+        optimizer.step(1e-2, policy, gradients)
+    }
+
+    /// A model with weights, of which adapters or the decoder are trained.
+    fn config(lora: bool) -> RunConfig {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();
+        config.model = root.join("tests/fixtures/oracle/models/qwen3_vl_tied");
+        config.trainable.freeze_vision_tower = true;
+        let target_modules = vec!["q_proj".into(), "down_proj".into()];
+        config.trainable.lora = lora.then_some(LoraConfig { rank: 2, alpha: 4.0, target_modules });
+        config
+    }
+
+    #[test]
+    fn a_checkpoint_gives_back_every_bit() {
+        for lora in [true, false] {
+            let config = config(lora);
+            let job = Job::new(&config).unwrap();
+            let fresh = || job.policy(&config.trainable, 0).unwrap();
+            let mut optimizer = adamw(config.supervised.weight_decay);
+            let mut policy = fresh();
+            for _ in 0..2 {
+                policy = stepped(policy, &mut optimizer);
+            }
+            let reference = stepped(policy.clone(), &mut optimizer.clone()).valid().materialize();
+            let position = Position {
+                // What a reader that rounds gets wrong in the last bit.
+                seconds: 0.1 + 0.2,
+                best: Some(Best { step: 3, accuracy: 1.0 / 3.0 }),
+                supervised: SupervisedPosition { steps: 7, stage: 1, passed: true, accuracy: None, seconds: 1e-300 },
+                ..Position::default()
+            };
+            let state = State { position, policy, optimizer: Some(optimizer), reference: Some(reference) };
+            let scratch = tempfile::tempdir().unwrap();
+            save(scratch.path(), &state, 1).unwrap();
+            let saved = scratch.path().join("000001");
+            let loaded = load(&saved, fresh(), &config).unwrap();
+
+            assert_eq!(loaded.position, state.position);
+            assert!(values(&loaded.policy) == values(&state.policy), "policy");
+            assert!(values(&loaded.reference.unwrap()) == values(state.reference.as_ref().unwrap()), "reference");
+            let size = |name: &str| saved.join(name).metadata().unwrap().len();
+            assert!(!lora || 4 * size(POLICY) < size(REFERENCE), "frozen weights are stored");
+            // The optimizer goes on as if nothing had been: its moments, its count, and whose they are.
+            let after = stepped(loaded.policy, &mut loaded.optimizer.unwrap());
+            let expected = stepped(state.policy.clone(), &mut state.optimizer.clone().unwrap());
+            assert!(values(&after) == values(&expected), "optimizer");
+
+            let halved = State { policy: state.policy.map(&mut Halved), optimizer: None, reference: None, ..state };
+            save(scratch.path(), &halved, 1).unwrap();
+            let loaded = load(&scratch.path().join("000002"), fresh(), &config).unwrap();
+            let trained = |policy: &VlmPolicy| -> Vec<TensorData> {
+                values(policy).into_iter().filter(|(_, trained)| *trained).map(|(data, _)| data).collect()
+            };
+            assert!(trained(&loaded.policy) == trained(&halved.policy), "float type");
+            assert!(trained(&loaded.policy).iter().all(|data| data.dtype() == DType::F16));
+            assert!(loaded.optimizer.is_none() && loaded.reference.is_none());
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_model_is_refused() {
+        let (config, other) = (config(true), config(false));
+        let job = Job::new(&config).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        save(scratch.path(), &State::start(job.policy(&config.trainable, 0).unwrap()), 1).unwrap();
+        let loaded = load(&scratch.path().join("000001"), job.policy(&other.trainable, 0).unwrap(), &other);
+        let Err(Error::Checkpoint { path, problem }) = loaded else { panic!("loaded") };
+        assert!(path.ends_with("000001/policy.bpk") && problem.contains("parameters"), "{problem}");
+    }
 }

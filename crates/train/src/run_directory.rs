@@ -246,3 +246,163 @@ fn holds_more_than(known: &[&str], directory: &Path) -> Result<bool, Error> {
     };
     Ok(!entries(directory)?.iter().all(expected))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::job::Job;
+
+    fn config() -> RunConfig {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();
+        config.model = root.join("tests/fixtures/oracle/models/qwen3_vl_tied");
+        config.trainable.freeze_vision_tower = true;
+        config
+    }
+
+    fn resumed(path: &Path) -> RunDirectory {
+        RunDirectory::resume(path, &config()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn the_latest_checkpoints_stay_and_a_damaged_one_is_passed_over() {
+        let config = config();
+        let policy = Job::new(&config).unwrap().policy(&config.trainable, 0).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let checkpoints = scratch.path().join(CHECKPOINTS);
+        let numbers = || -> Vec<u64> {
+            let names = checkpoint::list(&checkpoints).unwrap().into_iter();
+            names.map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap()).collect()
+        };
+        let mut run = RunDirectory::create(scratch.path(), &config).unwrap();
+        let mut state = State::start(policy.clone());
+        let save = |run: &mut RunDirectory, state: &mut State, step: usize, keep: usize| {
+            state.position.supervised.steps = step;
+            run.metrics("supervised", step, &[]).unwrap();
+            run.save_checkpoint(state.clone(), keep).unwrap();
+        };
+        for step in 1..=4 {
+            save(&mut run, &mut state, step, 2);
+        }
+        assert_eq!(numbers(), [3, 4]);
+        save(&mut run, &mut state, 5, 3);
+        save(&mut run, &mut state, 6, 1);
+        assert_eq!(numbers(), [6]);
+        drop(run);
+
+        let lines = || fs::read_to_string(scratch.path().join(METRICS)).unwrap().lines().count();
+        let whole = fs::read(checkpoints.join("000006/policy.bpk")).unwrap();
+        for length in [0, 5, 300, whole.len() / 2, whole.len() - 1] {
+            let mut run = resumed(scratch.path());
+            let mut state = run.restore(policy.clone(), &config, &Progress::silent()).unwrap();
+            assert_eq!((numbers(), state.position.supervised.steps, lines()), (vec![6], 6, 6));
+            save(&mut run, &mut state, 7, 2);
+            drop(run);
+            assert_eq!((numbers(), lines()), (vec![6, 7], 7));
+            fs::write(checkpoints.join("000007/policy.bpk"), &whole[..length]).unwrap();
+        }
+        let mut run = resumed(scratch.path());
+        run.restore(policy.clone(), &config, &Progress::silent()).unwrap();
+        // Nothing is left to go on from: not a run that begins once more, but an error.
+        fs::write(checkpoints.join("000006/position.toml"), "steps = ").unwrap();
+        let error = run.restore(policy.clone(), &config, &Progress::silent()).err().unwrap();
+        assert!(error.to_string().contains("000006/position.toml"), "{error}");
+        drop(run);
+    }
+
+    #[test]
+    fn a_checkpoint_needs_the_metrics_before_it() {
+        let config = config();
+        let policy = Job::new(&config).unwrap().policy(&config.trainable, 0).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let mut run = RunDirectory::create(scratch.path(), &config).unwrap();
+        run.metrics("supervised", 1, &[]).unwrap();
+        run.save_checkpoint(State::start(policy.clone()), 1).unwrap();
+        fs::write(scratch.path().join(METRICS), "{}\n").unwrap();
+        let error = run.restore(policy, &config, &Progress::silent()).err().unwrap();
+        assert!(error.to_string().contains("metrics.jsonl: has 3 bytes"), "{error}");
+    }
+
+    #[test]
+    fn one_process_at_a_time_has_a_run() {
+        let scratch = tempfile::tempdir().unwrap();
+        let run = RunDirectory::create(scratch.path(), &config()).unwrap();
+        let again = RunDirectory::resume(scratch.path(), &config());
+        assert!(matches!(again, Err(Error::RunDirectoryBusy { path }) if path == scratch.path()));
+        drop(run);
+        resumed(scratch.path());
+    }
+
+    #[test]
+    fn what_others_left_is_not_touched() {
+        let refused = |names: &[&str]| {
+            let scratch = tempfile::tempdir().unwrap();
+            for name in names {
+                let text = if *name == CONFIG { config().to_toml() } else { "theirs".into() };
+                fs::write(scratch.path().join(name), text).unwrap();
+            }
+            let before = entries(scratch.path()).unwrap().len();
+            let found = RunDirectory::resume(scratch.path(), &config());
+            let found =
+                found.and_then(|run| run.map_or_else(|| RunDirectory::create_again(scratch.path(), &config()), Ok));
+            let refused = matches!(&found, Err(Error::RunDirectoryExists { .. }));
+            assert!(!refused || entries(scratch.path()).unwrap().len() == before);
+            assert_eq!(refused, found.is_err());
+            refused
+        };
+        // What a run leaves that ends in its first moments, and in the next.
+        for early in
+            [vec![], vec![LOCK], vec![LOCK, "config.toml.partial"], vec![CONFIG, LOCK], vec![CONFIG, METRICS, LOCK]]
+        {
+            assert!(!refused(&early), "{early:?}");
+        }
+        for theirs in [vec!["thesis.tex"], vec![METRICS], vec!["a.partial", "b"], vec![CONFIG, LOCK, "model"]] {
+            assert!(refused(&theirs), "{theirs:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_being_replaced_is_whole_again() {
+        let config = config();
+        let policy = Job::new(&config).unwrap().policy(&config.trainable, 0).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let run = RunDirectory::create(scratch.path(), &config).unwrap();
+        let path = |name: &str| scratch.path().join(name);
+        let names = || -> Vec<String> {
+            let mut names: Vec<String> = entries(scratch.path())
+                .unwrap()
+                .iter()
+                .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+                .collect();
+            names.sort();
+            names
+        };
+        run.save_checkpoint(State::start(policy.clone()), 1).unwrap();
+        run.save_model("best", &policy).unwrap();
+        fs::write(path("best/mark"), "the first").unwrap();
+        run.save_model("best", &policy).unwrap();
+        assert!(!path("best/mark").exists(), "it was not replaced");
+        let whole = names();
+        drop(run);
+
+        // Before, between and after the two renames.
+        for (best, old) in [(true, false), (false, true), (true, true)] {
+            if old {
+                fs::rename(path("best"), path("best.old")).unwrap();
+            }
+            if best && old {
+                fs::create_dir(path("best")).unwrap();
+            }
+            for partial in ["best.partial", ".model.17.partial", "checkpoints/000009.partial"] {
+                fs::create_dir(path(partial)).unwrap();
+            }
+            fs::write(path("config.toml.partial"), "").unwrap();
+            resumed(scratch.path());
+            assert_eq!(names(), whole);
+            assert_eq!(entries(&path("best")).unwrap().is_empty(), best && old);
+            assert_eq!(checkpoint::list(&path(CHECKPOINTS)).unwrap().len(), entries(&path(CHECKPOINTS)).unwrap().len());
+        }
+    }
+}
