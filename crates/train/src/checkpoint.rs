@@ -41,7 +41,7 @@ pub(crate) fn save(parent: &Path, state: &State, keep: usize) -> Result<(), Erro
     fs::create_dir_all(&temporary).map_err(|source| io(&temporary, source))?;
     // burn's files are on the disk once they are written.
     let written =
-        |name: &str, result: Result<(), RecordError>| result.map_err(|error| broken(&target.join(name), error));
+        |name: &str, result: Result<(), RecordError>| result.map_err(|error| broken(&target.join(name), &error));
     let trained = ParamGroup::from_ids(trained(&state.policy).into_iter().map(|parameter| parameter.id).collect());
     written(POLICY, state.policy.clone().into_record_group(trained).save(temporary.join(POLICY)))?;
     if let Some(optimizer) = &state.optimizer {
@@ -64,33 +64,33 @@ pub(crate) fn save(parent: &Path, state: &State, keep: usize) -> Result<(), Erro
 pub(crate) fn load(checkpoint: &Path, policy: VlmPolicy, config: &RunConfig) -> Result<State, Error> {
     let path = checkpoint.join(POSITION);
     let text = fs::read_to_string(&path).map_err(|source| io(&path, source))?;
-    let position: Position = toml::from_str(&text).map_err(|error| broken(&path, error))?;
+    let position: Position = toml::from_str(&text).map_err(|error| broken(&path, &error))?;
 
     let path = checkpoint.join(OPTIMIZER);
     let optimizer = if path.exists() {
         let supervised = !position.supervised.finished(&config.supervised);
         let decay = if supervised { config.supervised.weight_decay } else { config.reinforcement.weight_decay };
-        Some(adamw(decay).from_bytes(read(&path)?).map_err(|error| broken(&path, error))?)
+        Some(adamw(decay).from_bytes(read(&path)?).map_err(|error| broken(&path, &error))?)
     } else {
         None
     };
 
     let path = checkpoint.join(REFERENCE);
     let reference = if path.exists() {
-        let record = ModuleRecord::from_bytes(read(&path)?).map_err(|error| broken(&path, error))?;
+        let record = ModuleRecord::from_bytes(read(&path)?).map_err(|error| broken(&path, &error))?;
         let reference = policy.valid().materialize().try_load_record(record);
-        Some(reference.map_err(|error| broken(&path, error))?)
+        Some(reference.map_err(|error| broken(&path, &error))?)
     } else {
         None
     };
 
     let path = checkpoint.join(POLICY);
-    let record = ModuleRecord::from_bytes(read(&path)?).map_err(|error| broken(&path, error))?;
+    let record = ModuleRecord::from_bytes(read(&path)?).map_err(|error| broken(&path, &error))?;
     let (found, expected) = (record.len(), trained(&policy).len());
     if found != expected {
-        return Err(broken(&path, format!("has {found} parameters; the run trains {expected}")));
+        return Err(broken(&path, &format!("has {found} parameters; the run trains {expected}")));
     }
-    let policy = policy.try_load_record(record.allow_partial(true)).map_err(|error| broken(&path, error))?;
+    let policy = policy.try_load_record(record.allow_partial(true)).map_err(|error| broken(&path, &error))?;
     Ok(State { position, policy, optimizer, reference })
 }
 
@@ -108,7 +108,7 @@ fn read(path: &Path) -> Result<Bytes, Error> {
     Ok(Bytes::from_bytes_vec(bytes))
 }
 
-fn broken(path: &Path, problem: impl ToString) -> Error {
+fn broken(path: &Path, problem: &impl ToString) -> Error {
     Error::Checkpoint { path: path.into(), problem: problem.to_string() }
 }
 

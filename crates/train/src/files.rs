@@ -101,3 +101,44 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
     name.push(ending);
     name.into()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_replaced_whole_whenever_the_process_ends() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = |name: &str| scratch.path().join(name);
+        let written = |text: &'static str| {
+            move |directory: &Path| {
+                fs::create_dir(directory).unwrap();
+                fs::write(directory.join("a"), text).unwrap();
+                Ok(())
+            }
+        };
+        for text in ["1", "2", "3"] {
+            replace(&path("best"), written(text)).unwrap();
+            assert_eq!(fs::read_to_string(path("best/a")).unwrap(), text);
+            assert_eq!(entries(scratch.path()).unwrap(), [path("best")]);
+        }
+        let make = |name: &str, text| written(text)(&path(name)).unwrap();
+        // Before the two renames, between them, and before the old one is removed.
+        for (there, text) in [
+            (vec![("best", "4"), ("best.partial", "5")], "4"),
+            (vec![("best.old", "4"), ("best.partial", "5")], "4"),
+            (vec![("best", "5"), ("best.old", "4")], "5"),
+        ] {
+            fs::remove_dir_all(path("best")).unwrap();
+            for (name, text) in there {
+                make(name, text);
+            }
+            fs::write(path("config.toml.partial"), "").unwrap();
+            clear(scratch.path()).unwrap();
+            assert_eq!(fs::read_to_string(path("best/a")).unwrap(), text);
+            assert_eq!(entries(scratch.path()).unwrap(), [path("best")]);
+        }
+    }
+}

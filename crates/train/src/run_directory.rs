@@ -364,45 +364,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_being_replaced_is_whole_again() {
-        let config = config();
-        let policy = Job::new(&config).unwrap().policy(&config.trainable, 0).unwrap();
+    fn a_run_that_goes_on_leaves_nothing_half_done() {
         let scratch = tempfile::tempdir().unwrap();
-        let run = RunDirectory::create(scratch.path(), &config).unwrap();
-        let path = |name: &str| scratch.path().join(name);
-        let names = || -> Vec<String> {
-            let mut names: Vec<String> = entries(scratch.path())
-                .unwrap()
-                .iter()
-                .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
-                .collect();
-            names.sort();
-            names
-        };
-        run.save_checkpoint(State::start(policy.clone()), 1).unwrap();
-        run.save_model("best", &policy).unwrap();
-        fs::write(path("best/mark"), "the first").unwrap();
-        run.save_model("best", &policy).unwrap();
-        assert!(!path("best/mark").exists(), "it was not replaced");
-        let whole = names();
-        drop(run);
-
-        // Before, between and after the two renames.
-        for (best, old) in [(true, false), (false, true), (true, true)] {
-            if old {
-                fs::rename(path("best"), path("best.old")).unwrap();
-            }
-            if best && old {
-                fs::create_dir(path("best")).unwrap();
-            }
-            for partial in ["best.partial", ".model.17.partial", "checkpoints/000009.partial"] {
-                fs::create_dir(path(partial)).unwrap();
-            }
-            fs::write(path("config.toml.partial"), "").unwrap();
-            resumed(scratch.path());
-            assert_eq!(names(), whole);
-            assert_eq!(entries(&path("best")).unwrap().is_empty(), best && old);
-            assert_eq!(checkpoint::list(&path(CHECKPOINTS)).unwrap().len(), entries(&path(CHECKPOINTS)).unwrap().len());
+        drop(RunDirectory::create(scratch.path(), &config()).unwrap());
+        let before = entries(scratch.path()).unwrap().len();
+        for partial in [".model.17.partial", "checkpoints/000009.partial"] {
+            fs::create_dir_all(scratch.path().join(partial)).unwrap();
         }
+        resumed(scratch.path());
+        assert_eq!(entries(scratch.path()).unwrap().len(), before + 1);
+        assert!(entries(&scratch.path().join(CHECKPOINTS)).unwrap().is_empty());
     }
 }
