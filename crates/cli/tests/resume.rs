@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -92,7 +92,7 @@ impl Baseline {
                 ("reinforcement", "0"),
             ]);
             fs::write(scratch.path().join("warm-up.toml"), warm_up).unwrap();
-            done(train(&scratch.path().join("warm-up.toml"), &scratch.path().join("base")).output().unwrap());
+            done(train(&scratch.path().join("warm-up.toml"), &scratch.path().join("base")));
             let base = scratch.path().join("base/warm-up").display().to_string();
             let job = fill([
                 ("model", &base),
@@ -106,7 +106,7 @@ impl Baseline {
             fs::write(scratch.path().join("job.toml"), job).unwrap();
             let baseline = Self { scratch, seconds: 0.0 };
             let start = Instant::now();
-            done(baseline.train("uninterrupted").output().unwrap());
+            done(baseline.train("uninterrupted"));
             let seconds = start.elapsed().as_secs_f64();
             let whole = Run::read(&baseline.path("uninterrupted"));
             // Otherwise the comparisons would say nothing.
@@ -154,7 +154,9 @@ fn train(config: &Path, directory: &Path) -> Command {
     command
 }
 
-fn done(output: Output) -> String {
+/// What the command says when it ends well.
+fn done(mut command: Command) -> String {
+    let output = command.output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{text}");
     text
@@ -184,7 +186,7 @@ impl Run {
         for phase in ["supervised", "reinforcement"] {
             position[phase].as_table_mut().unwrap().remove("seconds").unwrap();
         }
-        let files = names(&checkpoint).into_iter().filter(|name| name.ends_with(".bpk"));
+        let files = names(&checkpoint).into_iter().filter(|name| name != "position.toml");
         Self {
             metrics: metrics(directory),
             model: weights(&directory.join("model")),
@@ -280,7 +282,7 @@ fn a_damaged_checkpoint_is_passed_over() {
     let file = checkpoints.join(newest).join("optimizer.bpk");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
-    let text = done(baseline.train("damaged").output().unwrap());
+    let text = done(baseline.train("damaged"));
     assert!(text.contains(&file.display().to_string()) && text.contains("checkpoint before it"), "{text}");
     baseline.compare("damaged", "with a damaged checkpoint");
 }
@@ -335,7 +337,7 @@ fn asked_to_stop_a_run_ends_well_and_goes_on() {
         assert!(steps <= 1, "{moment}: more than the step under way was taken: {said:?}");
         assert!(!baseline.path(&directory).join("model").exists());
 
-        done(baseline.train(&directory).output().unwrap());
+        done(baseline.train(&directory));
         baseline.compare(&directory, moment);
     }
 }
@@ -359,13 +361,13 @@ fn asked_twice_a_run_ends_at_once() {
 fn a_complete_run_says_so_and_another_configuration_is_refused() {
     let baseline = Baseline::get();
     let before = fs::read(baseline.path("uninterrupted/metrics.jsonl")).unwrap();
-    let text = done(baseline.train("uninterrupted").output().unwrap());
+    let text = done(baseline.train("uninterrupted"));
     assert!(text.contains("is complete") && text.contains("after RL"), "{text}");
 
     let config = fs::read_to_string(baseline.path("job.toml")).unwrap();
     fs::write(baseline.path("free.toml"), config.replace("threads = 2", "threads = 1").replace("keep = 3", "keep = 1"))
         .unwrap();
-    done(train(&baseline.path("free.toml"), &baseline.path("uninterrupted")).output().unwrap());
+    done(train(&baseline.path("free.toml"), &baseline.path("uninterrupted")));
     fs::write(baseline.path("other.toml"), config.replace("kl = 0.1", "kl = 0.25")).unwrap();
     let refused = train(&baseline.path("other.toml"), &baseline.path("uninterrupted")).output().unwrap();
     let text = String::from_utf8_lossy(&refused.stderr);
@@ -391,6 +393,6 @@ fn two_processes_do_not_share_a_run() {
     assert!(text.contains("in use by another process"), "{text}");
     first.kill().unwrap();
     first.wait().unwrap();
-    done(baseline.train("shared").output().unwrap());
+    done(baseline.train("shared"));
     baseline.compare("shared", "killed while another waited");
 }
