@@ -14,7 +14,8 @@ use clap::Parser;
 use firesight_kawhi::KawhiConfig;
 use firesight_rl::Algorithm;
 use firesight_train::{
-    CreditConfig, Destination, HeldOutAccuracy, Job, Progress, RunConfig, reinforcement, supervised,
+    Checkpoint, CreditConfig, Destination, HeldOutAccuracy, Job, Progress, Run, RunConfig, State, Stop, reinforcement,
+    supervised,
 };
 
 #[global_allocator]
@@ -44,6 +45,7 @@ fn main() -> anyhow::Result<()> {
     base.model = root.join(&base.model);
     base.reinforcement.steps = options.steps.unwrap_or(base.reinforcement.steps);
     base.threads = options.threads;
+    base.checkpoint = Checkpoint { every: 0, ..base.checkpoint };
     base.check()?;
     let algorithms = [("grpo", base.reinforcement.algorithm.clone()), ("gspo", Algorithm::gspo())];
     let credits = [CreditConfig::Uniform {}, CreditConfig::Kawhi(KawhiConfig::default())];
@@ -61,9 +63,10 @@ fn main() -> anyhow::Result<()> {
         let mut config = RunConfig { seed, ..base.clone() };
         config.name = format!("seed{seed}-warm-up");
         let job = Job::new(&config)?;
-        let mut directory = Destination::Under(options.out.clone()).create(&config)?;
-        let (policy, _) =
-            supervised(job.policy(&config.trainable, seed)?, &config, &job, &mut directory, &mut Progress::detect())?;
+        let directory = Destination::Under(options.out.clone()).create(&config)?;
+        let (stop, mut progress) = (Stop::default(), Progress::detect());
+        let start = State::start(job.policy(&config.trainable, seed)?);
+        let policy = supervised(start, &mut Run::new(&config, &job, directory, &stop, &mut progress))?.policy;
         let held_out = job.held_out(&RunConfig { threads: 1, ..config.clone() })?;
         let warm_up = held_out.measure(&policy)?;
 
@@ -76,11 +79,11 @@ fn main() -> anyhow::Result<()> {
                 let (name, algorithm, credit) = arms[index].clone();
                 (config.reinforcement.algorithm, config.reinforcement.credit) = (algorithm, credit);
                 config.name = format!("seed{seed}-{}", name.replace(" + ", "-"));
-                let mut directory = Destination::Under(options.out.clone()).create(&config)?;
-                let mut progress = Progress::silent();
-                let policy = policy.clone();
-                let policy = reinforcement(policy, &config, &job, &held_out, &mut directory, &mut progress)?;
-                let accuracy = held_out.measure(&policy)?;
+                let directory = Destination::Under(options.out.clone()).create(&config)?;
+                let (stop, mut progress) = (Stop::default(), Progress::silent());
+                let mut run = Run::new(&config, &job, directory, &stop, &mut progress);
+                let trained = reinforcement(State::start(policy.clone()), &held_out, &mut run)?;
+                let accuracy = held_out.measure(&trained.policy)?;
                 if let Ok(mut found) = found.lock() {
                     found[index] = Some(accuracy);
                 }

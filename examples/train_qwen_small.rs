@@ -13,7 +13,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Parser, ValueEnum};
 use firesight_kawhi::KawhiConfig;
 use firesight_rl::Algorithm;
-use firesight_train::{CreditConfig, Destination, Progress, RunConfig, run};
+use firesight_train::{CreditConfig, Destination, Ending, Progress, RunConfig, Stop, run};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -48,6 +48,9 @@ struct Options {
     /// Run directory; must not hold anything yet [default: one under runs, named after the run].
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Goes on with the run in the run directory; if none was begun there, one begins.
+    #[arg(long, requires = "out")]
+    resume: bool,
     /// Configuration to start from [default: examples/configs/qwen-small.toml].
     #[arg(long)]
     config: Option<PathBuf>,
@@ -84,8 +87,26 @@ fn main() -> anyhow::Result<()> {
     }
     config.name = format!("{}-{}-seed{}", config.name, reinforcement.credit.name(), config.seed);
 
-    let destination = options.out.map_or_else(|| Destination::Under("runs".into()), Destination::Exactly);
-    let outcome = run(&config, &destination, &mut Progress::detect())?;
+    let destination = match options.out {
+        Some(out) if options.resume => Destination::Resume(out),
+        Some(out) => Destination::Exactly(out),
+        None => Destination::Under("runs".into()),
+    };
+    let stop = Stop::default();
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.request() {
+            std::process::exit(130);
+        }
+        eprintln!("ends after this step; once more ends it at once");
+    })?;
+    let outcome = match run(&config, &destination, &stop, &mut Progress::detect())? {
+        Ending::Complete(outcome) => outcome,
+        Ending::Stopped { directory } => {
+            println!("stopped; to go on, the same command with --out {} --resume", directory.display());
+            return Ok(());
+        }
+    };
     println!("{}", outcome.table());
     let gain = outcome.reinforcement.sighted.accuracy.mean - outcome.supervised.sighted.accuracy.mean;
     ensure!(gain > 0.0, "reinforcement learning did not raise the held-out accuracy ({:+.1} points)", 100.0 * gain);

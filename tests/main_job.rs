@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use firesight_rl::{Algorithm, KlPenalty, MicroBatch};
 use firesight_train::task::Picture;
 use firesight_train::{
-    CreditConfig, Destination, Error, Evaluation, Log, Outcome, Progress, RunConfig, Trainable, run,
+    CreditConfig, Destination, Ending, Error, Evaluation, Log, Outcome, Progress, RunConfig, Stop, Trainable, run,
 };
 use firesight_vlm::{LoraConfig, QwenVl, SaveOptions};
 
@@ -36,7 +36,13 @@ fn small() -> RunConfig {
 }
 
 fn trained(config: &RunConfig, directory: &Path) -> Outcome {
-    run(config, &Destination::Exactly(directory.into()), &mut Progress::silent()).unwrap()
+    let ending = started(config, &Destination::Exactly(directory.into())).unwrap();
+    let Ending::Complete(outcome) = ending else { panic!("{ending:?}") };
+    *outcome
+}
+
+fn started(config: &RunConfig, destination: &Destination) -> Result<Ending, Error> {
+    run(config, destination, &Stop::default(), &mut Progress::silent())
 }
 
 /// Metrics without what a clock or the operating system decides.
@@ -115,7 +121,7 @@ fn a_run_leaves_everything_in_its_directory() {
 
     // A second run does not touch the first.
     let before = std::fs::read(directory.join("metrics.jsonl")).unwrap();
-    let again = run(&config, &Destination::Exactly(directory.clone()), &mut Progress::silent());
+    let again = started(&config, &Destination::Exactly(directory.clone()));
     assert!(matches!(again, Err(Error::RunDirectoryExists { path }) if path == directory));
     assert_eq!(std::fs::read(directory.join("metrics.jsonl")).unwrap(), before);
 }
@@ -127,7 +133,7 @@ fn a_run_changes_what_is_trainable_and_nothing_else() {
     let mut config = RunConfig { trainable: Trainable::default(), ..small() };
     config.reinforcement.steps = 1;
     config.evaluation.every = 0;
-    let fresh = run(&config, &Destination::Exactly(directory("frozen")), &mut Progress::silent()).unwrap_err();
+    let fresh = started(&config, &Destination::Exactly(directory("frozen"))).unwrap_err();
     assert!(fresh.to_string().contains("trainable.freeze_vision_tower"), "{fresh}");
 
     trained(&RunConfig { trainable: small().trainable, ..config.clone() }, &directory("base"));
@@ -193,7 +199,7 @@ fn a_bad_configuration_is_named_by_file_and_key() {
 fn an_unknown_device_is_named_with_those_there_are() {
     let scratch = tempfile::tempdir().unwrap();
     let config = RunConfig { device: "abacus".into(), ..small() };
-    let error = run(&config, &Destination::Under(scratch.path().into()), &mut Progress::silent()).unwrap_err();
+    let error = started(&config, &Destination::Under(scratch.path().into())).unwrap_err();
     assert!(error.to_string().contains("abacus") && error.to_string().contains("flex"), "{error}");
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "a run that never began left a directory");
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use firesight_train::{Destination, Progress, RunConfig, run};
+use firesight_train::{Destination, Ending, Progress, RunConfig, Stop, run};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -19,21 +19,46 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs a configuration: warm-up, reinforcement learning, evaluation, export.
+    ///
+    /// Ctrl-C, or the signal to terminate, ends it after the step it is at, to go on from there later with --resume; a
+    /// second one ends it at once, to go on from its last checkpoint.
     Train {
         /// The configuration, a TOML file.
         config: PathBuf,
         /// Run directory; must not hold anything yet [default: one under runs, named after the run].
         #[arg(long)]
         out: Option<PathBuf>,
+        /// Goes on with the run in the run directory; if none was begun there, one begins.
+        #[arg(long, requires = "out")]
+        resume: bool,
     },
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Train { config, out } => {
-            let config = RunConfig::from_file(&config)?;
-            let destination = out.map_or_else(|| Destination::Under("runs".into()), Destination::Exactly);
-            println!("{}", run(&config, &destination, &mut Progress::detect())?.table());
+        Command::Train { config: path, out, resume } => {
+            let config = RunConfig::from_file(&path)?;
+            let destination = match out {
+                Some(out) if resume => Destination::Resume(out),
+                Some(out) => Destination::Exactly(out),
+                None => Destination::Under("runs".into()),
+            };
+            let stop = Stop::default();
+            let asked = stop.clone();
+            ctrlc::set_handler(move || {
+                if asked.request() {
+                    std::process::exit(130);
+                }
+                eprintln!("ends after this step; once more ends it at once");
+            })?;
+            match run(&config, &destination, &stop, &mut Progress::detect())? {
+                Ending::Complete(outcome) => println!("{}", outcome.table()),
+                Ending::Stopped { directory } => println!(
+                    "stopped; to go on: firesight train {} --out {} --resume",
+                    path.display(),
+                    directory.display()
+                ),
+            }
         }
     }
     Ok(())

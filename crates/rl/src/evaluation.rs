@@ -1,5 +1,7 @@
 //! What answers say about a policy: accuracy, mean@k, pass@k, and how sure one may be of them.
 
+use serde::{Deserialize, Serialize};
+
 use crate::Error;
 use crate::advantage::mean;
 
@@ -7,7 +9,7 @@ use crate::advantage::mean;
 const Z: f64 = 1.959_963_984_540_054;
 
 /// A mean over questions with its 95 % confidence interval.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The mean.
     pub mean: f64,

@@ -38,6 +38,9 @@ pub struct RunConfig {
     /// Looking at a run.
     #[serde(default)]
     pub log: Log,
+    /// What a run keeps to go on from.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
 }
 
 /// What of the model changes.
@@ -173,7 +176,8 @@ pub enum CreditConfig {
 pub struct Evaluation {
     /// Held-out examples; the same ones in every run.
     pub examples: usize,
-    /// Rollouts between two evaluations on held-out data while learning; 0 evaluates at the end only.
+    /// Rollouts between two evaluations on held-out data while learning; 0 evaluates at the end only. Otherwise the
+    /// policy with the best accuracy so far is kept, from the end of the supervised phase on.
     pub every: usize,
     /// Answers drawn for each held-out example at the temperature of training, beside the greedy one: what mean@k and
     /// pass@k are taken over. 0, the default, draws none; each costs as much as the greedy answer.
@@ -202,6 +206,23 @@ pub struct Log {
     pub tensorboard: bool,
 }
 
+/// What a run keeps to go on from after it was stopped. Changes nothing of its result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Steps between two checkpoints, in both phases; 0 keeps one at the end of a phase, on a stop, and with a new best
+    /// policy only. Those three come at any number.
+    pub every: usize,
+    /// How many of the latest stay, at least 1.
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every: 20, keep: 2 }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self { rollouts_every: 100, tensorboard: true }
@@ -209,10 +230,10 @@ impl Default for Log {
 }
 
 impl Log {
-    /// Whether the rollout of `step`, counted from 0, of `steps` is written.
+    /// Whether the rollout of `step`, counted from 1, of `steps` is written.
     #[must_use]
     pub fn writes_rollout(&self, step: usize, steps: usize) -> bool {
-        self.rollouts_every > 0 && (step == 0 || step + 1 == steps || (step + 1).is_multiple_of(self.rollouts_every))
+        self.rollouts_every > 0 && (step == 1 || step == steps || step.is_multiple_of(self.rollouts_every))
     }
 }
 
@@ -287,6 +308,7 @@ impl RunConfig {
             ("reinforcement.dynamic_sampling", reinforcement.dynamic_sampling.unwrap_or(1)),
             ("reinforcement.max_tokens", reinforcement.max_tokens),
             ("evaluation.examples", self.evaluation.examples),
+            ("checkpoint.keep", self.checkpoint.keep),
         ] {
             if value == 0 {
                 return fail(key, "must be at least 1".into());
@@ -376,7 +398,7 @@ mod tests {
     fn rollouts_are_written_first_last_and_every_so_often() {
         let written = |rollouts_every, steps| -> Vec<usize> {
             let log = Log { rollouts_every, ..Log::default() };
-            (0..steps).filter(|&step| log.writes_rollout(step, steps)).map(|step| step + 1).collect()
+            (1..=steps).filter(|&step| log.writes_rollout(step, steps)).collect()
         };
         assert_eq!(written(4, 10), [1, 4, 8, 10]);
         assert_eq!(written(1, 3), [1, 2, 3]);

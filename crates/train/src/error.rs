@@ -53,6 +53,32 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// A run directory that another process is at work in.
+    #[error("{path} is in use by another process")]
+    RunDirectoryBusy {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A run that was begun with another configuration than it is to go on with.
+    #[error("{path} holds a run with {key} = {begun}; the configuration to go on with has {given}")]
+    OtherConfiguration {
+        /// The directory.
+        path: PathBuf,
+        /// Dotted key of the first difference.
+        key: String,
+        /// Its value in the run.
+        begun: String,
+        /// Its value now.
+        given: String,
+    },
+    /// A checkpoint that cannot be written, or gone on from.
+    #[error("checkpoint file {path}: {problem}")]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The model.
     #[error(transparent)]
     Model(#[from] firesight_vlm::Error),

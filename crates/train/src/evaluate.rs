@@ -1,6 +1,7 @@
 //! How answers are drawn for measuring, and what their grades come to.
 
 use firesight_rl::{Estimate, Metrics, Sampler, Sampling, pass_at_k, sample_in_parallel};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::examples::Question;
@@ -65,7 +66,7 @@ pub(crate) fn estimate_metrics(name: &str, estimate: Estimate) -> Metrics {
 }
 
 /// Shares of right answers, or means of rewards.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
     /// Over all questions.
     pub overall: f64,

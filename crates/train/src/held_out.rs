@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use firesight_rl::{Estimate, Metrics, Sampling};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::config::{Evaluation, RunConfig};
@@ -26,7 +27,7 @@ pub struct HeldOut {
 }
 
 /// How held-out questions are answered.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeldOutAccuracy {
     /// With the picture.
     pub sighted: Sighted,
@@ -35,7 +36,7 @@ pub struct HeldOutAccuracy {
 }
 
 /// How held-out questions are answered with their pictures.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sighted {
     /// Share of right greedy answers.
     pub accuracy: Estimate,

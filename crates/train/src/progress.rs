@@ -32,6 +32,8 @@ impl Field {
 pub struct Progress {
     kind: Kind,
     phase: &'static str,
+    /// Steps done by the time the phase was gone on with.
+    first: usize,
     step: usize,
     steps: usize,
     started: Instant,
@@ -58,17 +60,19 @@ impl Progress {
     }
 
     fn new(kind: Kind) -> Self {
-        Self { kind, phase: "", step: 0, steps: 0, started: Instant::now() }
+        Self { kind, phase: "", first: 0, step: 0, steps: 0, started: Instant::now() }
     }
 
-    /// Begins a phase of at most `steps` steps.
-    pub fn phase(&mut self, name: &'static str, steps: usize) {
-        (self.phase, self.step, self.steps, self.started) = (name, 0, steps, Instant::now());
+    /// Begins a phase of at most `steps` steps, or goes on with it after `done` of them.
+    pub fn phase(&mut self, name: &'static str, steps: usize, done: usize) {
+        (self.phase, self.first, self.step, self.steps) = (name, done, done, steps);
+        self.started = Instant::now();
         if let Kind::Bar(bar) = &mut self.kind {
             let style = ProgressStyle::with_template(
                 "{prefix:14} {bar:30} {pos:>4}/{len:<4} {elapsed:>4}  left {eta:<4} {msg}",
             );
-            *bar = ProgressBar::new(steps as u64).with_prefix(name);
+            *bar = ProgressBar::new(steps as u64).with_prefix(name).with_position(done as u64);
+            bar.reset_eta();
             if let Ok(style) = style {
                 bar.set_style(style);
             }
@@ -91,7 +95,8 @@ impl Progress {
             }
             Kind::Lines => {
                 let elapsed = self.started.elapsed();
-                let left = elapsed.mul_f64((self.steps - self.step.min(self.steps)) as f64 / self.step as f64);
+                let left = (self.steps - self.step.min(self.steps)) as f64 / (self.step - self.first) as f64;
+                let left = elapsed.mul_f64(left);
                 eprintln!("{} {}/{}{shown}  left {}", self.phase, self.step, self.steps, clock(left));
             }
             Kind::Silent => {}

@@ -1,21 +1,23 @@
 //! The whole run: build or load a model, warm it up on worked answers, improve it by its reward, measure, save.
+//!
+//! Every part looks at how far the run has come, so that a run that goes on passes over what is done. A checkpoint stands
+//! after each part; what is written before the next one is written again.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
-use burn::module::Module;
-use comfy_table::presets::UTF8_BORDERS_ONLY;
-use comfy_table::{CellAlignment, Table};
 use firesight_vlm::has_weights;
 
 use crate::Error;
 use crate::config::RunConfig;
-use crate::held_out::{HeldOutAccuracy, Sighted};
+use crate::held_out::{HeldOut, HeldOutAccuracy};
 use crate::job::Job;
-use crate::policy::VlmPolicy;
+use crate::outcome::Outcome;
 use crate::progress::Progress;
 use crate::reinforcement::reinforcement;
+use crate::run::Run;
 use crate::run_directory::RunDirectory;
+use crate::state::{Best, State};
+use crate::stop::Stop;
 use crate::supervised::supervised;
 use crate::trainable::trainable_table;
 
@@ -26,63 +28,20 @@ pub enum Destination {
     Exactly(PathBuf),
     /// A subdirectory named after the run, numbered if the name is taken.
     Under(PathBuf),
+    /// This directory, to go on with the run that was begun there; if none was, one begins there.
+    Resume(PathBuf),
 }
 
-/// What a run achieved.
+/// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
-    /// Before any training.
-    pub before: HeldOutAccuracy,
-    /// After the supervised phase.
-    pub supervised: HeldOutAccuracy,
-    /// After reinforcement learning.
-    pub reinforcement: HeldOutAccuracy,
-    /// Steps and seconds of the supervised phase.
-    pub supervised_cost: (usize, f64),
-    /// Steps and seconds of reinforcement learning.
-    pub reinforcement_cost: (usize, f64),
-    /// Seconds of the whole run, measuring included.
-    pub seconds: f64,
-    /// Held-out questions.
-    pub questions: usize,
-    /// Everything the run wrote.
-    pub directory: PathBuf,
-}
-
-impl Outcome {
-    /// The table for the end of a run.
-    #[must_use]
-    pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(UTF8_BORDERS_ONLY);
-        let pictures = self.before.sighted.greedy.pictures.iter().map(|(picture, _)| picture.name());
-        let header = ["held-out accuracy", "with picture", "95 % interval"].into_iter().chain(pictures);
-        table.set_header(header.chain(["blind", "steps", "seconds"]));
-        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-        let mut row = |name: &str, accuracy: &HeldOutAccuracy, cost: Option<(usize, f64)>| {
-            let Sighted { accuracy: overall, greedy, .. } = &accuracy.sighted;
-            let interval = format!("{:.1} to {:.1} %", 100.0 * overall.low, 100.0 * overall.high);
-            let mut cells = vec![name.to_owned(), percent(overall.mean), interval];
-            cells.extend(greedy.pictures.iter().map(|&(_, share)| percent(share)));
-            cells.push(percent(accuracy.blind.mean));
-            cells.extend(cost.map_or([String::new(), String::new()], |(steps, seconds)| {
-                [steps.to_string(), format!("{seconds:.0}")]
-            }));
-            table.add_row(cells);
-        };
-        row("before", &self.before, None);
-        row("after warm-up", &self.supervised, Some(self.supervised_cost));
-        row("after RL", &self.reinforcement, Some(self.reinforcement_cost));
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        format!(
-            "{table}\n{} held-out questions, {:.0} s in all, run directory {}",
-            self.questions,
-            self.seconds,
-            self.directory.display()
-        )
-    }
+pub enum Ending {
+    /// It is complete.
+    Complete(Box<Outcome>),
+    /// It was asked to stop; [`Destination::Resume`] goes on with it.
+    Stopped {
+        /// Its directory.
+        directory: PathBuf,
+    },
 }
 
 impl Destination {
@@ -94,61 +53,128 @@ impl Destination {
         match self {
             Self::Exactly(path) => RunDirectory::create(path, config),
             Self::Under(parent) => RunDirectory::create_numbered(parent, &config.name, config),
+            Self::Resume(path) => RunDirectory::create_again(path, config),
+        }
+    }
+
+    /// The directory of a run to go on with, if this asks for one and one was begun.
+    fn resume(&self, config: &RunConfig) -> Result<Option<RunDirectory>, Error> {
+        match self {
+            Self::Resume(path) => RunDirectory::resume(path, config),
+            Self::Exactly(_) | Self::Under(_) => Ok(None),
         }
     }
 }
 
-/// Runs a configuration from nothing to a trained model on disk.
+/// Runs a configuration from nothing, or from where an earlier process left it, to a trained model on disk. After a
+/// `stop` is requested it ends with the step or the measurement that it is at.
 ///
 /// # Errors
-/// When a file, the configuration, the model or a training step fails.
-pub fn run(config: &RunConfig, destination: &Destination, progress: &mut Progress) -> Result<Outcome, Error> {
-    let start = Instant::now();
+/// When a file, the configuration, the model or a training step fails. After an error, too, the run can go on from its
+/// last checkpoint.
+pub fn run(
+    config: &RunConfig,
+    destination: &Destination,
+    stop: &Stop,
+    progress: &mut Progress,
+) -> Result<Ending, Error> {
     config.check()?;
+    let begun = destination.resume(config)?;
+    if let Some(directory) = &begun
+        && let Some(outcome) = directory.outcome()?
+    {
+        progress.note(&format!("the run in {} is complete", directory.path().display()));
+        return Ok(Ending::Complete(Box::new(outcome)));
+    }
     let job = Job::new(config)?;
     let policy = job.policy(&config.trainable, config.seed)?;
-    let mut directory = destination.create(config)?;
+    let directory = begun.map_or_else(|| destination.create(config), Ok)?;
     let origin = if has_weights(&config.model) { "weights of" } else { "fresh weights for" };
     progress.note(&trainable_table(&policy.model));
     progress.note(&format!("{origin} {}, run directory {}", config.model.display(), directory.path().display()));
-    let initial = policy.valid();
-    let clock = Instant::now();
-    let (policy, supervised_steps) = supervised(policy, config, &job, &mut directory, progress)?;
-    if supervised_steps > 0 {
-        // What the reinforcement phase of another run can start from.
-        directory.save_model("warm-up", &policy)?;
-    }
-    let supervised_cost = (supervised_steps, clock.elapsed().as_secs_f64());
 
+    let mut run = Run::new(config, &job, directory, stop, progress);
+    let state = run.restore(policy)?;
+    let stopped = |run: &Run<'_>| Ok(Ending::Stopped { directory: run.directory().into() });
+
+    let mut state = supervised(state, &mut run)?;
+    if !state.position.supervised.finished(&config.supervised) || run.ends_with(&state)? {
+        return stopped(&run);
+    }
     // Only now, so that training starts at once.
     let held_out = job.held_out(config)?;
-    let measure = |policy: &VlmPolicy, phase: &str, step: usize, directory: &mut RunDirectory| {
-        let measured = held_out.measure(policy)?;
-        directory.metrics(phase, step, &measured.metrics())?;
-        Ok::<_, Error>(measured)
-    };
-    let before = measure(&initial, "before", 0, &mut directory)?;
-    let after_supervised = measure(&policy, "after_supervised", supervised_steps, &mut directory)?;
-    progress
-        .note(&format!("held-out accuracy after the warm-up: {:.1} %", 100.0 * after_supervised.sighted.accuracy.mean));
-
-    let clock = Instant::now();
-    let policy = reinforcement(policy, config, &job, &held_out, &mut directory, progress)?;
-    let reinforcement_cost = (config.reinforcement.steps, clock.elapsed().as_secs_f64());
-    let after_reinforcement = measure(&policy, "after_reinforcement", config.reinforcement.steps, &mut directory)?;
-
-    directory.save_model("model", &policy)?;
-    if policy.model.lora().is_some() {
-        policy.model.save_adapter(&directory.path().join("adapter"), &config.model.display().to_string())?;
+    let start = measure_start(&mut state, &held_out, &mut run)?;
+    let (false, Some(start)) = (run.ends_with(&state)?, start) else { return stopped(&run) };
+    let state = reinforcement(state, &held_out, &mut run)?;
+    if !state.position.reinforcement.finished(&config.reinforcement) || run.ends_with(&state)? {
+        return stopped(&run);
     }
-    Ok(Outcome {
-        before,
-        supervised: after_supervised,
-        reinforcement: after_reinforcement,
-        supervised_cost,
-        reinforcement_cost,
-        seconds: start.elapsed().as_secs_f64(),
+    finish(state, start, &held_out, &mut run).map(|outcome| Ending::Complete(Box::new(outcome)))
+}
+
+/// Measures the policy that the run began with and the one after the supervised phase, and writes the latter; `None` when
+/// the run is to stop before both are done.
+fn measure_start(
+    state: &mut State,
+    held_out: &HeldOut,
+    run: &mut Run<'_>,
+) -> Result<Option<[HeldOutAccuracy; 2]>, Error> {
+    let position = &mut state.position;
+    let steps = position.supervised.steps;
+    let before = if let Some(before) = &position.before {
+        before.clone()
+    } else {
+        if steps > 0 {
+            // What the reinforcement phase of another run can start from.
+            run.directory.save_model("warm-up", &state.policy)?;
+        }
+        // Made again: it would have been in memory all the while.
+        let policy = run.job.policy(&run.config.trainable, run.config.seed)?;
+        run.measure(held_out, &policy, "before", 0)?
+    };
+    position.before = Some(before.clone());
+    if run.is_to_stop() {
+        return Ok(None);
+    }
+    let after = if let Some(after) = &position.after_supervised {
+        after.clone()
+    } else {
+        let after = run.measure(held_out, &state.policy, "after_supervised", steps)?;
+        let accuracy = after.sighted.accuracy.mean;
+        run.progress.note(&format!("held-out accuracy after the warm-up: {:.1} %", 100.0 * accuracy));
+        position.best = (run.config.evaluation.every > 0).then_some(Best { step: 0, accuracy });
+        after
+    };
+    position.after_supervised = Some(after.clone());
+    Ok(Some([before, after]))
+}
+
+/// Measures and writes the policy that the run ends with, and says that it is complete.
+fn finish(
+    state: State,
+    [before, supervised]: [HeldOutAccuracy; 2],
+    held_out: &HeldOut,
+    run: &mut Run<'_>,
+) -> Result<Outcome, Error> {
+    let State { position, policy, .. } = state;
+    let reinforced = run.measure(held_out, &policy, "after_reinforcement", position.reinforcement.steps)?;
+    if position.best.is_some_and(|best| reinforced.sighted.accuracy.mean > best.accuracy) {
+        run.directory.save_model("best", &policy)?;
+    }
+    run.directory.save_model("model", &policy)?;
+    if policy.model.lora().is_some() {
+        run.directory.save_adapter(&policy)?;
+    }
+    let outcome = Outcome {
+        supervised_cost: (position.supervised.steps, position.supervised.seconds),
+        reinforcement_cost: (position.reinforcement.steps, position.reinforcement.seconds),
+        seconds: run.seconds(),
         questions: held_out.questions().len(),
-        directory: directory.path().into(),
-    })
+        before,
+        supervised,
+        reinforcement: reinforced,
+        directory: run.directory().into(),
+    };
+    run.directory.save_outcome(&outcome)?;
+    Ok(outcome)
 }

@@ -1,94 +1,169 @@
 //! Learning from the verifiable reward alone.
 
-use std::time::Instant;
+use std::error::Error as _;
+use std::time::{Duration, Instant};
 
 use firesight_kawhi::Kawhi;
 use firesight_rl::{
-    CreditAssigner, Error as TrainerError, Group, Options, Reward, Sampling, StepReport, Trainer, Uniform,
+    CreditAssigner, Deadline, Error as TrainerError, Group, Options, Reward, Rollout, Sampling, StepReport, Task,
+    Trainer, Uniform,
 };
 
 use crate::Error;
-use crate::config::{CreditConfig, RunConfig};
+use crate::config::{CreditConfig, Reinforcement, RunConfig};
 use crate::evaluate::Accuracy;
-use crate::examples::{ChartTask, Purpose, Question};
+use crate::examples::{ChartTask, Purpose, Question, Questions};
 use crate::held_out::HeldOut;
-use crate::job::Job;
 use crate::policy::{VlmPolicy, VlmPrompt};
-use crate::progress::{Field, Progress};
+use crate::progress::Field;
 use crate::rollouts::{write_failed, write_rollout};
+use crate::run::Run;
 use crate::run_directory::RunDirectory;
 use crate::samples::write_samples;
-use crate::supervised::optimizer;
+use crate::state::{Best, Position, State};
+use crate::supervised::adamw;
 
 /// Prompts that are sampled together. A constant, so that it never decides a result.
 const SAMPLING_BATCH: usize = 16;
 
-/// Trains `policy` by rollouts and rewards.
+/// Trains by rollouts and rewards, until the steps are used up or the run is to stop. Goes on from where `state` is in
+/// this phase.
 ///
 /// # Errors
 /// When the model, the credit assigner or the trainer fails, or the run directory cannot be written.
-pub fn reinforcement(
-    policy: VlmPolicy,
-    config: &RunConfig,
-    job: &Job,
-    held_out: &HeldOut,
-    run: &mut RunDirectory,
-    progress: &mut Progress,
-) -> Result<VlmPolicy, Error> {
-    let settings = &config.reinforcement;
-    let mut trainer = trainer(policy, config)?;
-    progress.phase("reinforcement", settings.steps);
-    let mut accuracy = None;
-    for step in 0..settings.steps {
-        let samples = job.questions.batch(Purpose::Reinforcement, step * settings.prompts, settings.prompts)?;
-        let learning_rate = settings.schedule.at(step, settings.steps);
+pub fn reinforcement(state: State, held_out: &HeldOut, run: &mut Run<'_>) -> Result<State, Error> {
+    let (config, settings) = (run.config, &run.config.reinforcement);
+    let mut position = state.position.clone();
+    let mut trainer = trainer(state, config)?;
+    run.progress.phase("reinforcement", settings.steps, position.reinforcement.steps);
+    save_best(&position, &trainer.policy, run)?;
+    while !position.reinforcement.finished(settings) {
         let start = Instant::now();
-        let rollout = trainer.rollout(&ChartTask, &samples)?;
+        let learning_rate = settings.schedule.at(position.reinforcement.steps, settings.steps);
+        let step = position.reinforcement.steps + 1;
+        let trained = Instant::now();
+        let (rollout, samples) = rollout(&mut trainer, settings, &run.job.questions)?;
+        if let Some(first) = rollout.failures.first() {
+            let reason = first.source().map_or_else(String::new, |source| format!(": {source}"));
+            run.progress.note(&format!("step {step}: {} rewards abstain; {first}{reason}", rollout.failures.len()));
+        }
         let update = match trainer.update(&rollout.groups, learning_rate) {
             Ok(update) => update,
             Err(source) => {
-                return Err(keep_failed_update(source, step + 1, &trainer.policy, &samples, &rollout.groups, run)?);
+                return Err(keep_failed_update(
+                    source,
+                    step,
+                    &trainer.policy,
+                    &samples,
+                    &rollout.groups,
+                    &run.directory,
+                )?);
             }
         };
-        let report = StepReport::new(rollout, update, start.elapsed());
+        let report = StepReport::new(rollout, update, trained.elapsed());
         let mut metrics = report.metrics.clone();
         metrics.push(("learning_rate".into(), learning_rate));
         let rewards: Vec<f64> = report.groups.iter().map(mean_reward).collect();
         // The overall mean comes first, and the trainer reports that already.
         metrics.extend(Accuracy::of(&samples, &rewards).metrics("reward/mean").into_iter().skip(1));
         metrics.extend(peak_memory().map(|bytes| ("memory/peak_bytes".into(), bytes)));
-        let evaluate = config.evaluation.every > 0 && (step + 1) % config.evaluation.every == 0;
-        if evaluate && step + 1 < settings.steps {
-            metrics.extend(held_out.while_learning(&trainer.policy)?);
+        let last = step == settings.steps;
+        let mut improved = false;
+        if config.evaluation.every > 0 && step.is_multiple_of(config.evaluation.every) && !last {
+            let found = held_out.while_learning(&trainer.policy)?;
+            let accuracy = found[0].1;
+            metrics.extend(found);
+            position.reinforcement.accuracy = Some(accuracy);
+            improved = position.best.is_none_or(|best| accuracy > best.accuracy);
+            if improved {
+                position.best = Some(Best { step, accuracy });
+            }
         }
-        run.metrics("reinforcement", step + 1, &metrics)?;
+        run.directory.metrics("reinforcement", step, &metrics)?;
         let metric = |name: &str| metrics.iter().find(|(found, _)| found == name).map(|&(_, value)| value);
-        accuracy = metric("eval/accuracy").or(accuracy);
-        progress.step(&[
+        run.progress.step(&[
             Field::maybe("reward", metric("reward/mean")),
             Field::maybe("entropy", metric("entropy/mean")),
-            Field::maybe("accuracy", accuracy),
+            Field::maybe("accuracy", position.reinforcement.accuracy),
         ]);
-        if step == 0 || step + 1 == settings.steps {
-            write_samples(run, step + 1, &samples, &report, config.evaluation.samples)?;
+        if step == 1 || last {
+            write_samples(&run.directory, step, &samples, &report, config.evaluation.samples)?;
         }
         if config.log.writes_rollout(step, settings.steps) {
-            write_rollout(run, step + 1, &samples, &report)?;
+            write_rollout(&run.directory, step, &samples, &report)?;
+        }
+        let at = &mut position.reinforcement;
+        (at.steps, at.first_stream) = (step, trainer.options.sampling.first_stream);
+        at.seconds += start.elapsed().as_secs_f64();
+        if last {
+            break;
+        }
+        let ends = run.ends_after(step, improved, || State {
+            position: position.clone(),
+            policy: trainer.policy.clone(),
+            optimizer: Some(trainer.optimizer.clone()),
+            reference: trainer.reference.clone(),
+        })?;
+        save_best(&position, &trainer.policy, run)?;
+        if ends {
+            break;
         }
     }
-    progress.finish();
-    Ok(trainer.policy)
+    run.progress.finish();
+    Ok(State { position, policy: trainer.policy, optimizer: None, reference: None })
 }
 
-fn trainer(policy: VlmPolicy, config: &RunConfig) -> Result<Trainer<VlmPolicy>, Error> {
+/// Draws and grades the prompts of a step, each new. How many there were before says how far the random streams are, as
+/// every prompt takes as many of them as it has completions.
+fn rollout(
+    trainer: &mut Trainer<VlmPolicy>,
+    settings: &Reinforcement,
+    questions: &Questions,
+) -> Result<(Rollout<VlmPrompt>, Vec<Question>), Error> {
+    let mut drawn = trainer.options.sampling.first_stream as usize / settings.group_size;
+    let mut more = |count| {
+        drawn += count;
+        questions.batch(Purpose::Reinforcement, drawn - count, count)
+    };
+    match settings.reward_deadline_s.map(Duration::from_secs_f64) {
+        Some(limit) => graded(trainer, &Deadline::new(ChartTask, limit), settings, &mut more),
+        None => graded(trainer, &ChartTask, settings, &mut more),
+    }
+}
+
+fn graded<T: Task<Sample = Question, Prompt = VlmPrompt>>(
+    trainer: &mut Trainer<VlmPolicy>,
+    task: &T,
+    settings: &Reinforcement,
+    more: &mut impl FnMut(usize) -> Result<Vec<Question>, Error>,
+) -> Result<(Rollout<VlmPrompt>, Vec<Question>), Error> {
+    if let Some(rounds) = settings.dynamic_sampling {
+        return trainer.dynamic_rollout(task, settings.prompts, rounds, more);
+    }
+    let samples = more(settings.prompts)?;
+    Ok((trainer.rollout(task, &samples)?, samples))
+}
+
+/// Keeps the policy in the directory `best` if it is. A checkpoint of it comes first, so that a run goes on either before
+/// it was found, or with it at hand to write it again.
+fn save_best(position: &Position, policy: &VlmPolicy, run: &Run<'_>) -> Result<(), Error> {
+    if position.best.is_some_and(|best| best.step == position.reinforcement.steps) {
+        run.directory.save_model("best", policy)?;
+    }
+    Ok(())
+}
+
+/// The trainer as it was at `state`.
+fn trainer(state: State, config: &RunConfig) -> Result<Trainer<VlmPolicy>, Error> {
     let settings = &config.reinforcement;
+    let State { position, policy, optimizer, reference } = state;
     let options = Options {
         group_size: settings.group_size,
         sampling: Sampling {
             temperature: settings.temperature,
             max_tokens: settings.max_tokens,
             seed: config.seed,
-            first_stream: 0,
+            first_stream: position.reinforcement.first_stream,
         },
         prompts_per_sampling_batch: SAMPLING_BATCH,
         reward_failure: settings.reward_failure,
@@ -99,8 +174,14 @@ fn trainer(policy: VlmPolicy, config: &RunConfig) -> Result<Trainer<VlmPolicy>, 
         threads: config.threads,
     };
     let credit = credit(&settings.credit, &policy)?;
-    let optimizer = optimizer(&policy, settings.weight_decay, settings.weight_decay_on);
-    Ok(Trainer::new(policy, optimizer, settings.algorithm.clone(), credit, options)?)
+    let fresh = || adamw(&policy, settings.weight_decay, settings.weight_decay_on);
+    let optimizer = optimizer.unwrap_or_else(fresh);
+    let mut trainer = Trainer::new(policy, optimizer, settings.algorithm.clone(), credit, options)?;
+    trainer.steps = position.reinforcement.steps as u64;
+    if reference.is_some() {
+        trainer.reference = reference;
+    }
+    Ok(trainer)
 }
 
 /// Writes what an update failed on, and the policy as it was, so that nothing learnt so far is lost; returns the error
@@ -153,6 +234,7 @@ mod tests {
     use flate2::read::GzDecoder;
 
     use super::*;
+    use crate::job::Job;
 
     #[test]
     fn a_failed_update_leaves_its_batch_and_the_policy_before_it() {
@@ -163,7 +245,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let run = RunDirectory::create(&scratch.path().join("run"), &config).unwrap();
         let job = Job::new(&config).unwrap();
-        let mut trainer = trainer(job.policy(&config.trainable, 0).unwrap(), &config).unwrap();
+        let mut trainer = trainer(State::start(job.policy(&config.trainable, 0).unwrap()), &config).unwrap();
         let samples = job.questions.batch(Purpose::Reinforcement, 0, 2).unwrap();
         let mut groups = trainer.rollout(&ChartTask, &samples).unwrap().groups;
         groups[1].rewards[0] = Reward::of("accuracy", f32::NAN);

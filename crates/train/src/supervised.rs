@@ -1,5 +1,7 @@
 //! Learning from worked answers, until the model half-knows the task.
 
+use std::time::Instant;
+
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Tensor, TensorData};
@@ -12,13 +14,13 @@ use crate::Error;
 use crate::config::{RunConfig, WeightDecayOn};
 use crate::evaluate::{Accuracy, greedy_correct};
 use crate::examples::{Purpose, Question};
-use crate::job::Job;
 use crate::policy::{VlmPolicy, VlmPrompt};
-use crate::progress::{Field, Progress};
-use crate::run_directory::RunDirectory;
+use crate::progress::Field;
+use crate::run::Run;
+use crate::state::State;
 
 /// AdamW as both phases use it.
-pub(crate) fn optimizer(policy: &VlmPolicy, weight_decay: f32, on: WeightDecayOn) -> ModuleOptimizer {
+pub(crate) fn adamw(policy: &VlmPolicy, weight_decay: f32, on: WeightDecayOn) -> ModuleOptimizer {
     let config =
         AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(weight_decay);
     match on {
@@ -28,33 +30,33 @@ pub(crate) fn optimizer(policy: &VlmPolicy, weight_decay: f32, on: WeightDecayOn
 }
 
 /// Trains on worked answers of new examples, stage by stage, until [`crate::config::Supervised::stop_accuracy`] is
-/// reached for every kind of picture of the last one. Returns the policy and the steps taken.
+/// reached for every kind of picture of the last one, the steps are used up, or the run is to stop. Goes on from where
+/// `state` is in this phase.
 ///
 /// # Errors
-/// When a worked answer is longer than a completion may be, or the model fails.
-pub fn supervised(
-    mut policy: VlmPolicy,
-    config: &RunConfig,
-    job: &Job,
-    run: &mut RunDirectory,
-    progress: &mut Progress,
-) -> Result<(VlmPolicy, usize), Error> {
-    let settings = &config.supervised;
-    let mut optimizer = optimizer(&policy, settings.weight_decay, settings.weight_decay_on);
-    progress.phase("supervised", settings.max_steps);
-    let mut accuracy = None;
-    let (mut step, mut stage) = (0, 0);
-    let mut passed = false;
-    while let Some(questions) = job.stages.get(stage).filter(|_| step < settings.max_steps) {
-        let batch = questions.batch(Purpose::Supervised, step * settings.batch_size, settings.batch_size)?;
-        let learning_rate = settings.schedule.at(step, settings.max_steps);
+/// When a worked answer is longer than a completion may be, the model fails, or the run directory cannot be written.
+pub fn supervised(state: State, run: &mut Run<'_>) -> Result<State, Error> {
+    let (config, settings) = (run.config, &run.config.supervised);
+    if state.position.supervised.finished(settings) {
+        return Ok(state);
+    }
+    let State { mut position, mut policy, optimizer, .. } = state;
+    let fresh = || adamw(&policy, settings.weight_decay, settings.weight_decay_on);
+    let mut optimizer = optimizer.unwrap_or_else(fresh);
+    run.progress.phase("supervised", settings.max_steps, position.supervised.steps);
+    loop {
+        let start = Instant::now();
+        let at = &mut position.supervised;
+        let questions = &run.job.stages[at.stage];
+        let batch = questions.batch(Purpose::Supervised, at.steps * settings.batch_size, settings.batch_size)?;
+        let learning_rate = settings.schedule.at(at.steps, settings.max_steps);
         let (loss, norm);
         (policy, loss, norm) = supervised_step(policy, &mut optimizer, &batch, learning_rate, config)?;
-        step += 1;
+        at.steps += 1;
         let mut metrics =
             vec![("loss/supervised".into(), loss), ("grad/norm".into(), norm), ("learning_rate".into(), learning_rate)];
-        if step % settings.check_every == 0 {
-            let first = step / settings.check_every * settings.check_examples;
+        if at.steps.is_multiple_of(settings.check_every) {
+            let first = at.steps / settings.check_every * settings.check_examples;
             let check = questions.batch(Purpose::Check, first, settings.check_examples)?;
             let correct =
                 greedy_correct(&policy.valid().materialize(), &check, config.reinforcement.max_tokens, config.threads)?;
@@ -63,25 +65,41 @@ pub fn supervised(
             // A kind of picture that it could not read at all would later earn no reward to learn from.
             let passes = found.pictures.iter().all(|&(_, accuracy)| accuracy >= settings.stop_accuracy);
             // Twice in a row: one look at a few examples can be luck.
-            if passes && passed {
-                (stage, passed) = (stage + 1, false);
+            if passes && at.passed {
+                (at.stage, at.passed) = (at.stage + 1, false);
             } else {
-                passed = passes;
+                at.passed = passes;
             }
-            accuracy = Some(found.overall);
+            at.accuracy = Some(found.overall);
         }
-        run.metrics("supervised", step, &metrics)?;
-        progress.step(&[Field::new("loss", loss), Field::maybe("accuracy", accuracy)]);
+        at.seconds += start.elapsed().as_secs_f64();
+        run.directory.metrics("supervised", at.steps, &metrics)?;
+        run.progress.step(&[Field::new("loss", loss), Field::maybe("accuracy", at.accuracy)]);
+        if at.finished(settings) {
+            break;
+        }
+        let step = at.steps;
+        let state = || State {
+            position: position.clone(),
+            policy: policy.clone(),
+            optimizer: Some(optimizer.clone()),
+            reference: None,
+        };
+        if run.ends_after(step, false, state)? {
+            break;
+        }
     }
-    progress.finish();
-    if settings.max_steps > 0 && stage < job.stages.len() {
-        progress.note(&format!(
-            "the warm-up ended at its {step} steps in stage {} of {}, before stop_accuracy was reached",
-            stage + 1,
-            job.stages.len()
+    run.progress.finish();
+    let at = &position.supervised;
+    if at.steps >= settings.max_steps && at.stage < settings.stages.len() {
+        run.progress.note(&format!(
+            "the warm-up ended at its {} steps in stage {} of {}, before stop_accuracy was reached",
+            at.steps,
+            at.stage + 1,
+            settings.stages.len()
         ));
     }
-    Ok((policy, step))
+    Ok(State { position, policy, optimizer: None, reference: None })
 }
 
 /// One optimizer step on the mean cross-entropy of the tokens of worked answers; also returns that loss and the norm of

@@ -30,6 +30,8 @@ use crate::Error;
 /// Name of the file in the run directory. TensorBoard asks for `tfevents` in it.
 pub(crate) const FILE: &str = "events.out.tfevents.firesight";
 
+const VERSION: &str = "brain.Event:2";
+
 /// The file of a run.
 #[derive(Debug)]
 pub(crate) struct EventFile {
@@ -42,12 +44,25 @@ impl EventFile {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io { path: path.into(), source };
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
-        let empty = file.metadata().map_err(io)?.len() == 0;
         let mut events = Self { path: path.into(), file };
-        if empty {
-            events.append(0, Some("brain.Event:2".into()), None)?;
+        if events.length()? == 0 {
+            events.append(0, Some(VERSION.into()), None)?;
         }
         Ok(events)
+    }
+
+    /// Bytes so far.
+    pub(crate) fn length(&self) -> Result<u64, Error> {
+        let metadata = self.file.metadata().map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        Ok(metadata.len())
+    }
+
+    /// Removes what lies beyond `bytes`, an earlier length.
+    pub(crate) fn cut(&mut self, bytes: u64) -> Result<(), Error> {
+        // A file that was lost, or not wanted then, is shorter; it begins here.
+        let bytes = bytes.min(self.length()?);
+        self.file.set_len(bytes).map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        if bytes == 0 { self.append(0, Some(VERSION.into()), None) } else { Ok(()) }
     }
 
     /// Appends the metrics of a step of a phase as one record.
@@ -131,7 +146,7 @@ mod tests {
 
     #[test]
     fn records_are_those_of_tensorboard() {
-        let event = Event { wall_time: 1.5, step: 0, file_version: Some("brain.Event:2".into()), summary: None };
+        let event = Event { wall_time: 1.5, step: 0, file_version: Some(VERSION.into()), summary: None };
         assert_eq!(record(&event.encode_to_vec()), bytes(VERSION));
         let values = vec![
             Value { tag: "reinforcement/reward/mean".into(), simple_value: Some(0.25) },
