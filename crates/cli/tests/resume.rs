@@ -47,19 +47,30 @@ check_examples = 4
 steps = {reinforcement}
 prompts = 4
 group_size = 4
+dynamic_sampling = 3
 mini_batches = 2
-micro_batch = 1
+micro_batch = { tokens = 400 }
 temperature = 1.0
 max_tokens = 32
 schedule = { peak = 2e-3, warmup_steps = 2, final_share = 0.5 }
 weight_decay = 0.01
-algorithm = { name = "grpo", clip_low = 0.2, clip_high = 0.28, kl = 0.1 }
+weight_decay_on = "matrices"
 credit = { name = "kawhi" }
+
+[reinforcement.algorithm]
+advantage = { name = "relative" }
+ratio = "token"
+surrogate = { name = "clip", low = 0.2, high = 0.28 }
+aggregation = "sequence_mean"
+kl = { coefficient = 0.1, refresh_every = 4 }
 
 [evaluation]
 examples = 12
 every = 2
 samples = 1
+
+[log]
+rollouts_every = 2
 
 [checkpoint]
 every = 1
@@ -134,6 +145,7 @@ impl Baseline {
         }
         assert_eq!(found.metrics.len(), whole.metrics.len(), "{story}: lines of metrics");
         assert_eq!(found.position, whole.position, "{story}: position of the last checkpoint with an optimizer");
+        assert!(found.rollouts == whole.rollouts, "{story}: rollouts");
         assert!(found.model == whole.model, "{story}: model");
         assert!(found.best == whole.best, "{story}: best");
         for ((name, expected), (_, tensors)) in whole.checkpoint.iter().zip(&found.checkpoint) {
@@ -165,6 +177,7 @@ fn done(mut command: Command) -> String {
 /// All that a finished run leaves that its configuration decides.
 struct Run {
     metrics: Vec<serde_json::Value>,
+    rollouts: BTreeMap<String, Vec<u8>>,
     model: BTreeMap<String, Vec<u8>>,
     best: BTreeMap<String, Vec<u8>>,
     position: toml::Table,
@@ -189,6 +202,10 @@ impl Run {
         let files = names(&checkpoint).into_iter().filter(|name| name != "position.toml");
         Self {
             metrics: metrics(directory),
+            rollouts: names(&directory.join("rollouts"))
+                .into_iter()
+                .map(|name| (name.clone(), fs::read(directory.join("rollouts").join(name)).unwrap()))
+                .collect(),
             model: weights(&directory.join("model")),
             best: weights(&directory.join("best")),
             position,
@@ -304,7 +321,7 @@ fn a_failed_update_can_be_tried_again() {
     let metrics = metrics(&baseline.path("failing"));
     assert_eq!(fails(), first);
     assert_eq!(self::metrics(&baseline.path("failing")), metrics);
-    assert!(baseline.path("failing/failed/step0001.jsonl").exists());
+    assert!(baseline.path("failing/failed/step0001.jsonl.gz").exists());
 }
 
 fn send(signal: &str, child: &Child) {
@@ -368,7 +385,7 @@ fn a_complete_run_says_so_and_another_configuration_is_refused() {
     fs::write(baseline.path("free.toml"), config.replace("threads = 2", "threads = 1").replace("keep = 3", "keep = 1"))
         .unwrap();
     done(train(&baseline.path("free.toml"), &baseline.path("uninterrupted")));
-    fs::write(baseline.path("other.toml"), config.replace("kl = 0.1", "kl = 0.25")).unwrap();
+    fs::write(baseline.path("other.toml"), config.replace("coefficient = 0.1", "coefficient = 0.25")).unwrap();
     let refused = train(&baseline.path("other.toml"), &baseline.path("uninterrupted")).output().unwrap();
     let text = String::from_utf8_lossy(&refused.stderr);
     assert_ne!(refused.status.code(), Some(0));

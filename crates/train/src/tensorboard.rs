@@ -140,20 +140,20 @@ mod tests {
     }
 
     /// What TensorBoard 2.21's own record writer makes of the two events below.
-    const VERSION: &str = "1800000000000000a37f4b2209000000000000f83f1a0d627261696e2e4576656e743a322a28646c";
-    const SCALARS: &str = "3a000000000000001295eae209000000000000044010ac022a2c0a200a197265696e666f7263656d\
+    const VERSION_RECORD: &str = "1800000000000000a37f4b2209000000000000f83f1a0d627261696e2e4576656e743a322a28646c";
+    const SCALARS_RECORD: &str = "3a000000000000001295eae209000000000000044010ac022a2c0a200a197265696e666f7263656d\
                            656e742f7265776172642f6d65616e150000803e0a080a01611500000000a614572d";
 
     #[test]
     fn records_are_those_of_tensorboard() {
         let event = Event { wall_time: 1.5, step: 0, file_version: Some(VERSION.into()), summary: None };
-        assert_eq!(record(&event.encode_to_vec()), bytes(VERSION));
+        assert_eq!(record(&event.encode_to_vec()), bytes(VERSION_RECORD));
         let values = vec![
             Value { tag: "reinforcement/reward/mean".into(), simple_value: Some(0.25) },
             Value { tag: "a".into(), simple_value: Some(0.0) },
         ];
         let event = Event { wall_time: 2.5, step: 300, file_version: None, summary: Some(Summary { values }) };
-        assert_eq!(record(&event.encode_to_vec()), bytes(SCALARS));
+        assert_eq!(record(&event.encode_to_vec()), bytes(SCALARS_RECORD));
     }
 
     #[test]
@@ -161,12 +161,14 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join(FILE);
         let metric = |value: f64| [("x/y".to_owned(), value)];
-        EventFile::open(&path).unwrap().scalars("first", 1, &metric(0.5)).unwrap();
-        let length = std::fs::metadata(&path).unwrap().len();
-        EventFile::open(&path).unwrap().scalars("first", 2, &metric(f64::NAN)).unwrap();
+        let mut events = EventFile::open(&path).unwrap();
+        events.scalars("first", 1, &metric(0.5)).unwrap();
+        let length = events.length().unwrap();
+        events.scalars("first", 2, &metric(f64::NAN)).unwrap();
         // What a run does that goes on from its first step.
-        File::options().write(true).open(&path).unwrap().set_len(length).unwrap();
-        EventFile::open(&path).unwrap().scalars("second", 2, &metric(1e300)).unwrap();
+        let mut events = EventFile::open(&path).unwrap();
+        events.cut(length).unwrap();
+        events.scalars("second", 2, &metric(1e300)).unwrap();
 
         let events = read(&path);
         assert_eq!(events[0].file_version.as_deref(), Some("brain.Event:2"));
@@ -177,6 +179,19 @@ mod tests {
             .collect();
         assert_eq!(found, [(1, "first/x/y", Some(0.5)), (2, "second/x/y", Some(f32::INFINITY))]);
         assert!(events.iter().all(|event| event.wall_time > 1e9));
+    }
+
+    #[test]
+    fn a_file_that_is_cut_to_nothing_or_lost_begins_again() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join(FILE);
+        for (bytes, records) in [(0, 1), (1_000_000, 2)] {
+            let mut events = EventFile::open(&path).unwrap();
+            events.scalars("x", 1, &[("y".into(), 1.0)]).unwrap();
+            events.cut(bytes).unwrap();
+            let found = read(&path);
+            assert_eq!((found.len(), found[0].file_version.as_deref()), (records, Some(VERSION)));
+        }
     }
 
     fn bytes(hex: &str) -> Vec<u8> {
