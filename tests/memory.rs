@@ -38,15 +38,15 @@ fn path(name: &str) -> PathBuf {
 fn prompt(config: &ModelConfig, workload: &Workload) -> VlmPrompt {
     let vision = config.vision_config.as_ref().unwrap();
     let patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size.pow(2);
-    let mut prompt = Prompt { input_ids: vec![1; workload.text_tokens], images: Vec::new(), image_spans: Vec::new() };
+    let (mut ids, mut images, mut spans) = (vec![1; workload.text_tokens], Vec::new(), Vec::new());
     for &grid in &workload.images {
-        let start = prompt.input_ids.len();
-        let end = start + grid.visual_tokens(vision.spatial_merge_size);
-        prompt.input_ids.resize(end, config.image_token_id.unwrap());
+        let start = ids.len();
+        ids.resize(start + grid.visual_tokens(vision.spatial_merge_size), config.image_token_id.unwrap());
         let pixel_values = vec![0.0; grid.patches() * patch].into();
-        prompt.images.push(ProcessedImage { pixel_values, grid, rgb: Arc::new(RgbImage::new(1, 1)) });
-        prompt.image_spans.push(start..end);
+        images.push(ProcessedImage { pixel_values, grid, rgb: Arc::new(RgbImage::new(1, 1)) });
+        spans.push(start..ids.len());
     }
+    let prompt = Prompt::new(ids, images, spans);
     VlmPrompt::new(prompt, vision.patch_size * vision.spatial_merge_size)
 }
 
