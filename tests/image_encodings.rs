@@ -225,10 +225,10 @@ fn kept_features_change_neither_log_probabilities_nor_gradients() {
 fn the_first_pass_leaves_no_trace() {
     let _alone = alone();
     let policy = policy("qwen2.5-small", 0, Tower::Frozen);
-    let alone_first = values(score(&policy, &prompts(&policy)[..1]));
+    let alone_first = values(score(&policy, &prompts(&policy)[1..2]));
     let prompts = prompts(&policy);
     policy.valid().materialize().sample(&prompts, 2, SAMPLING).unwrap();
-    assert_eq!(values(score(&policy, &prompts[..1])), alone_first);
+    assert_eq!(values(score(&policy, &prompts[1..2])), alone_first);
 
     let weights = [1, 2].map(|threads| {
         let mut trainer = trainer(policy.clone(), |_, options| {

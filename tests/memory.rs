@@ -35,7 +35,7 @@ fn path(name: &str) -> PathBuf {
 }
 
 /// A prompt of token 1 and grey images.
-fn prompt(config: &ModelConfig, workload: &Workload) -> VlmPrompt {
+fn prompt(config: &ModelConfig, workload: &Workload) -> Prompt {
     let vision = config.vision_config.as_ref().unwrap();
     let patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size.pow(2);
     let (mut ids, mut images, mut spans) = (vec![1; workload.text_tokens], Vec::new(), Vec::new());
@@ -46,8 +46,7 @@ fn prompt(config: &ModelConfig, workload: &Workload) -> VlmPrompt {
         images.push(ProcessedImage { pixel_values, grid, rgb: Arc::new(RgbImage::new(1, 1)) });
         spans.push(start..ids.len());
     }
-    let prompt = Prompt::new(ids, images, spans);
-    VlmPrompt::new(prompt, vision.patch_size * vision.spatial_merge_size)
+    Prompt::new(ids, images, spans)
 }
 
 /// Bytes at their peak.
@@ -67,17 +66,19 @@ fn measure(
     model: impl FnOnce(&Device) -> QwenVl,
 ) -> Measured {
     let prompt = prompt(config, workload);
+    // One of its own at every place: they share the pixels, and what a frozen tower makes of those stays with each.
+    let fresh = || VlmPrompt::new(prompt.clone(), 1);
     let length = workload.completion_tokens;
     let completion =
         Completion { tokens: vec![5; length], log_probs: vec![-6.0; length], text: String::new(), truncated: true };
     let reward = |completion| Reward::of("index", completion as f32);
-    let group = Group {
-        prompt: prompt.clone(),
-        completions: vec![completion; workload.completions],
+    let group = |_| Group {
+        prompt: fresh(),
+        completions: vec![completion.clone(); workload.completions],
         rewards: (0..workload.completions).map(reward).collect(),
     };
-    let groups = vec![group; workload.prompts];
-    let prompts = vec![prompt; workload.generation_prompts];
+    let [first, second] = [(); 2].map(|()| (0..workload.prompts).map(group).collect::<Vec<_>>());
+    let prompts: Vec<VlmPrompt> = (0..workload.generation_prompts).map(|_| fresh()).collect();
     let sampling = Sampling { temperature: 0.8, max_tokens: length, seed: 0, first_stream: 0 };
     let options = Options {
         prompts_per_sampling_batch: workload.generation_prompts,
@@ -97,10 +98,12 @@ fn measure(
     let mut trainer = Trainer::new(policy, AdamWConfig::new().init(), algorithm, Uniform, options).unwrap();
     let mut training = 0;
     if trained.frozen != Component::ALL {
-        trainer.update(&groups, 1e-4).unwrap();
+        trainer.update(&first, 1e-4).unwrap();
+        drop(first);
         HEAP.reset_peak_usage();
-        assert_eq!(trainer.update(&groups, 1e-4).unwrap().optimizer_steps, 1);
+        assert_eq!(trainer.update(&second, 1e-4).unwrap().optimizer_steps, 1);
         training = HEAP.peak_usage() - before;
+        drop(second);
     }
     HEAP.reset_peak_usage();
     trainer.policy.valid().materialize().sample(&prompts, workload.completions, sampling).unwrap();
