@@ -144,7 +144,7 @@ impl Chat {
             Message::user(parts)
         });
         let prompt = self.processor.prompt(&self.messages, &self.images)?;
-        let room = self.model.config().text_config.max_position_embeddings.saturating_sub(prompt.input_ids.len());
+        let room = self.model.config().text_config.max_position_embeddings.saturating_sub(prompt.input_ids().len());
         let generation = Generation {
             sampling: self.sampling,
             max_new_tokens: self.max_tokens.min(room),

@@ -125,7 +125,7 @@ fn prompts_beyond_the_context_and_tokens_beyond_the_vocabulary_are_named_by_inde
     let mask = model.token_mask([]).unwrap();
     let processor = Processor::from_dir(&preset()).unwrap();
     let short = processor.prompt(&[Message::user("What is the value of A?")], &[]).unwrap();
-    let long = Prompt { input_ids: vec![5; 510], images: Vec::new(), image_spans: Vec::new() };
+    let long = Prompt::new(vec![5; 510], Vec::new(), Vec::new());
     match model.generate(&[&short, &long], 1, &generation(&mask, 4)).unwrap_err() {
         Error::ContextLength { index, prompt, completion, context } => {
             assert_eq!((index, prompt, completion, context), (1, 510, 4, 512));

@@ -31,7 +31,7 @@ fn directories() -> Vec<PathBuf> {
 }
 
 fn prompt() -> Prompt {
-    Prompt { input_ids: vec![5, 6, 7, 8], images: Vec::new(), image_spans: Vec::new() }
+    Prompt::new(vec![5, 6, 7, 8], Vec::new(), Vec::new())
 }
 
 /// Sum of the log-probabilities of a completion, with its graph.

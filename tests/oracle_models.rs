@@ -68,11 +68,8 @@ fn case(dir: &Path, path: &Path) -> Case {
         .zip(row_values("completion_ids", "completion_mask"))
         .map(|(prompt, completion)| {
             let image_spans = image_token.map_or_else(Vec::new, |token| runs(&prompt, token));
-            let prompt = Prompt {
-                input_ids: prompt.iter().map(|&id| id as u32).collect(),
-                images: images.by_ref().take(image_spans.len()).collect(),
-                image_spans,
-            };
+            let images = images.by_ref().take(image_spans.len()).collect();
+            let prompt = Prompt::new(prompt.iter().map(|&id| id as u32).collect(), images, image_spans);
             (prompt, completion.iter().map(|&id| id as u32).collect())
         })
         .collect();
@@ -144,7 +141,7 @@ fn vision_features() {
         let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
         for case in cases.iter().filter(|case| case.tensors.contains("vision.merged")) {
             checked += 1;
-            let images: Vec<&ProcessedImage> = case.rows.iter().flat_map(|(prompt, _)| &prompt.images).collect();
+            let images: Vec<&ProcessedImage> = case.rows.iter().flat_map(|(prompt, _)| prompt.images()).collect();
             let features = model.encode_images(&images).unwrap();
             check(case, "vision.merged", &values(features.tokens), &case.tensors.f32("vision.merged").1);
             let levels = case.tensors.names().filter(|name| name.starts_with("vision.deepstack.")).count();
@@ -169,9 +166,8 @@ fn logits() {
                 .rows
                 .iter()
                 .map(|(prompt, completion)| {
-                    let mut prompt = prompt.clone();
-                    prompt.input_ids.extend(completion);
-                    prompt
+                    let ids = [prompt.input_ids(), completion].concat();
+                    Prompt::new(ids, prompt.images().to_vec(), prompt.image_spans().to_vec())
                 })
                 .collect();
             let logits = model.prompt_logits(&sequences.iter().collect::<Vec<_>>()).unwrap();
@@ -180,7 +176,7 @@ fn logits() {
             let found: Vec<f32> = sequences
                 .iter()
                 .zip(logits.chunks_exact(tokens * vocabulary))
-                .flat_map(|(sequence, row)| &row[..sequence.input_ids.len() * vocabulary])
+                .flat_map(|(sequence, row)| &row[..sequence.input_ids().len() * vocabulary])
                 .copied()
                 .collect();
             check(case, "logits", &found, &real(case, "attention_mask", &case.tensors.f32("logits").1));
@@ -562,7 +558,7 @@ fn other_ways_to_write_a_checkpoint() {
     });
     let file = safetensors::serialize(renamed.collect::<Vec<_>>(), None).unwrap();
     std::fs::write(copy.path().join("model.safetensors"), file).unwrap();
-    let prompt = Prompt { input_ids: vec![1, 2, 3], images: Vec::new(), image_spans: Vec::new() };
+    let prompt = Prompt::new(vec![1, 2, 3], Vec::new(), Vec::new());
     let logits =
         |dir: &Path| values(QwenVl::from_dir(dir, &Device::flex()).unwrap().prompt_logits(&[&prompt]).unwrap());
     assert_eq!(logits(copy.path()), logits(dir));
@@ -576,7 +572,7 @@ fn weights_survive_a_round_trip() {
     assert!(!directories.is_empty());
     for dir in directories {
         let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
-        let prompt = Prompt { input_ids: vec![1, 2, 3], images: Vec::new(), image_spans: Vec::new() };
+        let prompt = Prompt::new(vec![1, 2, 3], Vec::new(), Vec::new());
         let published = weights(&dir);
         let (whole, shards) =
             (SaveOptions::default(), SaveOptions { max_shard_bytes: SHARD, ..SaveOptions::default() });

@@ -107,9 +107,9 @@ fn compare_prompts(processor: &Processor, case: &Path, images: &Path) -> usize {
         let mut parts = vec![Part::Image; images.len()];
         parts.push(Part::text(row["question"].as_str().unwrap()));
         let prompt = processor.prompt(&[Message::user(parts)], &images).unwrap();
-        assert_eq!(prompt.input_ids, ids(&row["prompt_ids"]), "{} {row}", case.display());
-        grids.extend(prompt.images.iter().flat_map(|image| [image.grid.t, image.grid.h, image.grid.w]));
-        assert_eq!(prompt.images.len(), prompt.image_spans.len());
+        assert_eq!(prompt.input_ids(), ids(&row["prompt_ids"]), "{} {row}", case.display());
+        grids.extend(prompt.images().iter().flat_map(|image| [image.grid.t, image.grid.h, image.grid.w]));
+        assert_eq!(prompt.images().len(), prompt.image_spans().len());
     }
     let tensors = Tensors::read(&case.with_extension("safetensors"));
     if tensors.contains("image_grid_thw") {

@@ -156,11 +156,11 @@ fn the_preset_sees_eight_visual_tokens() {
     let prompt = processor.prompt(&messages, &[image]).unwrap();
     let tokenizer = processor.tokenizer();
     let image_pad = tokenizer.token_id("<|image_pad|>").unwrap();
-    assert_eq!(prompt.input_ids.iter().filter(|&&id| id == image_pad).count(), 8, "four columns of two");
+    assert_eq!(prompt.input_ids().iter().filter(|&&id| id == image_pad).count(), 8, "four columns of two");
     let expected = format!(
         "<|im_start|>user\n<|vision_start|>{}<|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n",
         "<|image_pad|>".repeat(8),
         example.question
     );
-    assert_eq!(prompt.input_ids, tokenizer.encode(&expected).unwrap());
+    assert_eq!(prompt.input_ids(), tokenizer.encode(&expected).unwrap());
 }

@@ -42,14 +42,14 @@ impl VlmPrompt {
     /// Its token ids, image placeholders expanded.
     #[must_use]
     pub fn tokens(&self) -> &[u32] {
-        &self.prompt.input_ids
+        self.prompt.input_ids()
     }
 }
 
 impl VisualPrompt for VlmPrompt {
     fn images(&self) -> Vec<ImageView<'_>> {
         self.prompt
-            .images
+            .images()
             .iter()
             .map(|image| ImageView {
                 width: image.rgb.width() as usize,
@@ -116,7 +116,14 @@ impl Sampler<VlmPrompt> for VlmPolicy {
         group_size: usize,
         sampling: Sampling,
     ) -> Result<Vec<Vec<Completion>>, Error> {
-        let prompts: Vec<&Prompt> = prompts.iter().map(|prompt| &*prompt.prompt).collect();
+        let copies: Vec<Prompt>;
+        let prompts: Vec<&Prompt> = if sampling.temperature == 0.0 {
+            // That measures, on prompts that may live as long as the run, and they shall not keep their features.
+            copies = prompts.iter().map(|prompt| Prompt::clone(&prompt.prompt)).collect();
+            copies.iter().collect()
+        } else {
+            prompts.iter().map(|prompt| &*prompt.prompt).collect()
+        };
         let generation = Generation {
             sampling: firesight_vlm::Sampling::at(sampling.temperature),
             max_new_tokens: sampling.max_tokens,

@@ -18,6 +18,7 @@ mod chat;
 mod config;
 mod directory;
 mod error;
+mod features;
 mod generate;
 mod initialize;
 mod lora;

@@ -250,7 +250,7 @@ impl QwenVl {
         let lora = Lora::new(config.rank, config.alpha).set_param_group(layers);
         let mut model = self.apply_lora(lora).map(&mut Fill { factors, place: Place::default() });
         model.lora = Some(config);
-        Ok(model)
+        Ok(model.noting_frozen_vision())
     }
 }
 

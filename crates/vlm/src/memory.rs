@@ -72,6 +72,9 @@ pub struct MemoryPlan {
     pub optimizer: u64,
     /// Keys and values of prompts and completions while completions are drawn.
     pub kv_cache: u64,
+    /// What a frozen vision tower made of the images of the prompts that are drawn from together. It stays with them:
+    /// all prompts of a step hold theirs to its end.
+    pub visual_features: u64,
     /// What vision tower and decoder keep for the backward pass, composed weights of adapters included.
     pub activations: u64,
     /// What the distributions over the vocabulary take in the backward pass.
@@ -112,6 +115,7 @@ impl fmt::Display for MemoryPlan {
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
             ("KV cache", self.kv_cache),
+            ("visual features", self.visual_features),
             ("activations", self.activations),
             ("logits", self.logits),
             ("generation, peak", self.generation_peak),
@@ -180,6 +184,7 @@ impl Counter<'_> {
         let (gradients, optimizer) = (self.bytes * trained, 2 * self.bytes * trained);
         let (vision, decoder) = (self.vision(), self.decoder());
         let (kv_cache, generation) = self.generation();
+        let visual_features = self.visual_features(self.workload.generation_prompts);
         let if_training = |bytes| if trained == 0 { 0 } else { bytes };
         MemoryPlan {
             parameters: base + adapters,
@@ -189,10 +194,16 @@ impl Counter<'_> {
             gradients,
             optimizer,
             kv_cache,
+            visual_features,
             activations: if_training(vision.kept + decoder.kept),
             logits: if_training(5 * self.distributions()),
-            generation_peak: weights + optimizer + merged_weights + generation,
-            training_peak: if_training(weights + optimizer + self.step(gradients, &vision, &decoder)),
+            generation_peak: weights + optimizer + merged_weights + visual_features + generation,
+            training_peak: if_training(
+                weights
+                    + optimizer
+                    + self.visual_features(self.workload.prompts)
+                    + self.step(gradients, &vision, &decoder),
+            ),
         }
     }
 
@@ -366,10 +377,23 @@ impl Counter<'_> {
     /// hidden states.
     fn vision_forward(&self, prompts: usize) -> u64 {
         let Some(vision) = &self.config.vision_config else { return 0 };
+        // A frozen tower sees one prompt after another.
+        let prompts = if self.vision_is_frozen() { prompts.min(1) } else { prompts };
         let (hidden, inner) = (vision.hidden_size as u64, vision.intermediate_size as u64);
         let row = self.bytes * self.patches(prompts);
         let scores = self.vision_scores(vision, prompts).into_iter().max().unwrap_or(0);
         (row * 7 * hidden + 2 * SINGLE * scores).max(row * (2 * hidden + 3 * inner))
+    }
+
+    /// What is kept with so many prompts if the tower is frozen: visual tokens, and those of deepstack.
+    fn visual_features(&self, prompts: usize) -> u64 {
+        let Some(vision) = self.config.vision_config.as_ref().filter(|_| self.vision_is_frozen()) else { return 0 };
+        let mergers = match &vision.tower {
+            Tower::Qwen2_5 { .. } => 1,
+            Tower::Qwen3 { deepstack_visual_indexes, .. } => 1 + deepstack_visual_indexes.len(),
+        };
+        let tokens = prompts * (self.prompt_tokens() as usize - self.workload.text_tokens);
+        self.bytes * (tokens * mergers) as u64 * self.sizes().hidden
     }
 
     /// The cache of keys and values, and the most that generation holds beside the weights, that cache included.
@@ -443,6 +467,12 @@ impl Counter<'_> {
     /// Whether the component's weights themselves are trained.
     fn is_trained(&self, component: Component) -> bool {
         self.trained.lora.is_none() && !self.trained.frozen.contains(&component)
+    }
+
+    /// Whether nothing of the vision tower is trained, mergers included.
+    fn vision_is_frozen(&self) -> bool {
+        let whole = self.is_trained(Component::Vision) || self.is_trained(Component::Merger);
+        !whole && self.adapted().all(|(layer, _)| layer.component != Component::Vision)
     }
 
     /// Whether the weight of a linear layer in one of the towers has a gradient, be it its own or its adapter's.

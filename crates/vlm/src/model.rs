@@ -6,6 +6,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::config::ModelConfig;
+use crate::features::FrozenVision;
 use crate::initialize::initialize;
 use crate::lora::LoraConfig;
 use crate::processor::Prompt;
@@ -27,6 +28,9 @@ pub struct QwenVl {
     /// What its adapters are, where it has some.
     #[module(skip)]
     pub(crate) lora: Option<LoraConfig>,
+    /// Where its vision tower was frozen.
+    #[module(skip)]
+    pub(crate) frozen_vision: Option<FrozenVision>,
 }
 
 #[derive(Module, Debug)]
@@ -138,6 +142,7 @@ impl QwenVl {
                 .then(|| LinearConfig::new(text.hidden_size, text.vocab_size).with_bias(false).init(device)),
             config: config.clone(),
             lora: None,
+            frozen_vision: None,
         }
     }
 
@@ -166,9 +171,11 @@ impl QwenVl {
     /// [`Error::NoVision`] for a model of text alone.
     pub fn encode_images(&self, images: &[&ProcessedImage]) -> Result<VisionFeatures, Error> {
         assert!(!images.is_empty(), "nothing to encode");
-        let tower =
-            self.model.visual.as_ref().ok_or_else(|| Error::NoVision { model: self.config.model_type.clone() })?;
-        Ok(tower.forward(images))
+        Ok(self.tower()?.forward(images))
+    }
+
+    pub(crate) fn tower(&self) -> Result<&VisionTower, Error> {
+        self.model.visual.as_ref().ok_or_else(|| Error::NoVision { model: self.config.model_type.clone() })
     }
 
     /// Scores completions behind their prompts. Gradients flow when the model lives on an autodiff device.
@@ -298,7 +305,7 @@ impl QwenVl {
 
     pub(crate) fn check_length(&self, index: usize, prompt: &Prompt, completion: usize) -> Result<(), Error> {
         let context = self.config.text_config.max_position_embeddings;
-        let prompt = prompt.input_ids.len();
+        let prompt = prompt.input_ids().len();
         if prompt + completion > context {
             return Err(Error::ContextLength { index, prompt, completion, context });
         }
@@ -320,15 +327,15 @@ impl QwenVl {
         keep_key_before_rope: bool,
     ) -> Result<EncodedPrompts, Error> {
         for (index, prompt) in prompts.iter().enumerate() {
-            if prompt.input_ids.is_empty() {
+            if prompt.input_ids().is_empty() {
                 return Err(Error::EmptyPrompt { index });
             }
             self.check_length(index, prompt, 0)?;
-            self.check_tokens(&prompt.input_ids)?;
+            self.check_tokens(prompt.input_ids())?;
         }
         let text = self.text();
         let device = text.embed_tokens.weight.val().device();
-        let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.input_ids.len()).collect();
+        let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.input_ids().len()).collect();
         let tokens = lengths.iter().copied().max().unwrap_or(0);
         let count = prompts.len();
 
@@ -339,11 +346,11 @@ impl QwenVl {
         let mut visual = vec![0i64; count * tokens];
         let mut visual_tokens = 0;
         for (row, prompt) in prompts.iter().enumerate() {
-            for (slot, &id) in ids[row * tokens..].iter_mut().zip(&prompt.input_ids) {
+            for (slot, &id) in ids[row * tokens..].iter_mut().zip(prompt.input_ids()) {
                 *slot = i64::from(id);
             }
             next_positions.push(self.fill_positions(prompt, &mut positions[row * tokens..][..tokens]));
-            for position in prompt.image_spans.iter().cloned().flatten() {
+            for position in prompt.image_spans().iter().cloned().flatten() {
                 visual_tokens += 1;
                 visual[row * tokens + position] = visual_tokens;
             }
@@ -352,9 +359,7 @@ impl QwenVl {
         let mut embeddings = text.embed_tokens.forward(ids);
         let hidden_size = self.config.text_config.hidden_size;
         let mut deepstack = Vec::new();
-        let images: Vec<&ProcessedImage> = prompts.iter().flat_map(|prompt| &prompt.images).collect();
-        if !images.is_empty() {
-            let features = self.encode_images(&images)?;
+        if let Some(features) = self.visual_features(prompts, &device)? {
             let rows = count * tokens;
             let index = |values: Vec<i64>| Tensor::<1, Int>::from_data(TensorData::new(values, [rows]), &device);
             // Text rows pick themselves, image rows pick from the features behind them.
@@ -387,9 +392,9 @@ impl QwenVl {
     /// width, and advances by its longer side.
     fn fill_positions(&self, prompt: &Prompt, positions: &mut [Position]) -> u32 {
         let merge = self.config.vision_config.as_ref().map_or(1, |vision| vision.spatial_merge_size);
-        let mut spans = prompt.image_spans.iter().zip(&prompt.images).peekable();
+        let mut spans = prompt.image_spans().iter().zip(prompt.images()).peekable();
         let (mut at, mut next) = (0, 0);
-        while at < prompt.input_ids.len() {
+        while at < prompt.input_ids().len() {
             if let Some((span, image)) = spans.next_if(|(span, _)| span.start == at) {
                 let (height, width) = (image.grid.h / merge, image.grid.w / merge);
                 for (offset, position) in positions[span.clone()].iter_mut().enumerate() {
@@ -452,7 +457,7 @@ fn last_attention(
             .iter()
             .enumerate()
             .map(|(row, item)| {
-                let visual: Vec<i64> = item.prompt.image_spans.iter().cloned().flatten().map(|i| i as i64).collect();
+                let visual: Vec<i64> = item.prompt.image_spans().iter().cloned().flatten().map(|i| i as i64).collect();
                 let count = visual.len();
                 let visual = Tensor::<1, Int>::from_data(TensorData::new(visual, [count]), &device);
                 keys.clone().narrow(0, row, 1).squeeze_dim::<3>(0).select(1, visual)

@@ -76,10 +76,14 @@ impl Parameter {
 
 impl QwenVl {
     /// Excludes these components from training.
+    ///
+    /// A frozen vision tower with frozen mergers runs over the images of a prompt once: what it makes of them is kept
+    /// with the prompt, and serves all copies of the model. Whoever changes its values afterwards with burn's own tools
+    /// (a mapper, a record, burn's adapters) calls this again, which ends that sharing.
     #[must_use]
     pub fn with_frozen(self, components: &[Component]) -> Self {
         let ids = parameters(&self).into_iter().filter(|p| components.contains(&p.component)).map(|p| p.id).collect();
-        self.freeze_group(ParamGroup::from_ids(ids))
+        self.freeze_group(ParamGroup::from_ids(ids)).noting_frozen_vision()
     }
 }
 

@@ -5,21 +5,48 @@ use std::path::Path;
 
 use image::RgbImage;
 
+use crate::features::KeptFeatures;
 use crate::sampling::GenerationConfig;
 use crate::{
     ChatTemplate, Error, ImageProcessor, Message, ModelConfig, ProcessedImage, Sampling, TemplateVariables, Tokenizer,
     VisionConfig,
 };
 
-/// A prompt as the model reads it.
+/// A prompt as the model reads it. It does not change, so that what a frozen vision tower makes of its images can be
+/// kept with it.
 #[derive(Debug, Clone)]
 pub struct Prompt {
+    input_ids: Vec<u32>,
+    images: Vec<ProcessedImage>,
+    image_spans: Vec<Range<usize>>,
+    pub(crate) features: KeptFeatures,
+}
+
+impl Prompt {
+    /// A prompt of these token ids, every visual token written out as the image placeholder; `image_spans` are the
+    /// positions of each image's visual tokens among them, in the order of `images`.
+    #[must_use]
+    pub fn new(input_ids: Vec<u32>, images: Vec<ProcessedImage>, image_spans: Vec<Range<usize>>) -> Self {
+        Self { input_ids, images, image_spans, features: KeptFeatures::default() }
+    }
+
     /// Token ids; every visual token is written out as the image placeholder.
-    pub input_ids: Vec<u32>,
+    #[must_use]
+    pub fn input_ids(&self) -> &[u32] {
+        &self.input_ids
+    }
+
     /// Images in order of appearance.
-    pub images: Vec<ProcessedImage>,
-    /// Positions in `input_ids` of each image's visual tokens, in the same order.
-    pub image_spans: Vec<Range<usize>>,
+    #[must_use]
+    pub fn images(&self) -> &[ProcessedImage] {
+        &self.images
+    }
+
+    /// Positions in [`Self::input_ids`] of each image's visual tokens, in the same order.
+    #[must_use]
+    pub fn image_spans(&self) -> &[Range<usize>] {
+        &self.image_spans
+    }
 }
 
 /// Tokenizer, chat template, image processor and generation settings of one checkpoint. Clones share all that is large.
@@ -172,7 +199,7 @@ impl Processor {
             input_ids.extend(self.tokenizer.encode(piece)?);
             image_spans.push(start..end);
         }
-        Ok(Prompt { input_ids, images: images.to_vec(), image_spans })
+        Ok(Prompt::new(input_ids, images.to_vec(), image_spans))
     }
 
     /// The texts are joined first, because templates may join them too.

@@ -134,6 +134,7 @@ impl VisionTower {
     pub(crate) fn forward(&self, images: &[&ProcessedImage]) -> VisionFeatures {
         let mut sizes: Vec<Grid> = Vec::new();
         for image in images {
+            log::trace!("encoding an image of {}x{} patches", image.grid.h, image.grid.w);
             if !sizes.contains(&image.grid) {
                 sizes.push(image.grid);
             }
@@ -325,7 +326,8 @@ pub(crate) fn attention_scores(config: &VisionConfig, grid: Grid) -> Vec<usize> 
     (0..config.depth).map(scores).collect()
 }
 
-fn concatenate(mut batches: Vec<VisionFeatures>) -> VisionFeatures {
+/// Features of one list of images after those of another.
+pub(crate) fn concatenate(mut batches: Vec<VisionFeatures>) -> VisionFeatures {
     if batches.len() == 1 {
         return batches.remove(0);
     }

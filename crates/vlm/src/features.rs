@@ -1,0 +1,97 @@
+//! What a frozen vision tower makes of a prompt's images: computed once, and kept with the prompt.
+
+use std::sync::{Arc, OnceLock};
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
+
+use crate::vision::{VisionFeatures, VisionTower, concatenate};
+use crate::{Error, ProcessedImage, Prompt, QwenVl};
+
+/// Stands for the values of a vision tower that training leaves alone, mergers included.
+///
+/// A model gets one when it is frozen, and all copies share it: those without autodiff, with adapters merged, on other
+/// threads. What one of them made of an image is then true for all of them, and for no other model. It cannot see values
+/// change under it: [`QwenVl::with_frozen`] says what that asks of its callers.
+#[derive(Debug, Clone)]
+pub(crate) struct FrozenVision(Arc<()>);
+
+impl FrozenVision {
+    /// A new one, if nothing of the tower is trained.
+    fn of(tower: &VisionTower) -> Option<Self> {
+        is_frozen(tower).then(|| Self(Arc::new(())))
+    }
+}
+
+impl QwenVl {
+    /// Notes whether the vision tower is frozen now. Whatever freezes or gets adapters ends with it.
+    pub(crate) fn noting_frozen_vision(mut self) -> Self {
+        self.frozen_vision = self.tower().ok().and_then(FrozenVision::of);
+        self
+    }
+
+    /// Features of the images of all prompts one after another, `None` without images. A frozen tower runs once in the
+    /// life of a prompt, off the autodiff graph.
+    pub(crate) fn visual_features(
+        &self,
+        prompts: &[&Prompt],
+        device: &Device,
+    ) -> Result<Option<VisionFeatures>, Error> {
+        let images: Vec<&ProcessedImage> = prompts.iter().flat_map(|prompt| prompt.images()).collect();
+        if images.is_empty() {
+            return Ok(None);
+        }
+        let tower = self.tower()?;
+        // Frozen once, it may have been unfrozen since.
+        let Some(frozen) = self.frozen_vision.as_ref().filter(|_| is_frozen(tower)) else {
+            return Ok(Some(tower.forward(&images)));
+        };
+        let tower = tower.valid();
+        // Each prompt by itself, or its features would show in their last bits what was beside it.
+        let encode = |prompt: &&Prompt| {
+            let images: Vec<&ProcessedImage> = prompt.images().iter().collect();
+            prompt.features.of(frozen, || tower.forward(&images))
+        };
+        let features = concatenate(prompts.iter().filter(|prompt| !prompt.images().is_empty()).map(encode).collect());
+        let here = |level: Tensor<2>| {
+            let level = level.to_device(&device.clone().without_autodiff());
+            match device.gradient_checkpointing_strategy() {
+                Some(strategy) => level.autodiff().with_gradient_checkpointing_strategy(strategy),
+                None => level,
+            }
+        };
+        Ok(Some(VisionFeatures {
+            tokens: here(features.tokens),
+            deepstack: features.deepstack.into_iter().map(here).collect(),
+        }))
+    }
+}
+
+/// Whether training leaves the tower alone. The copy that samples tells as well, although none of its parameters has a
+/// gradient: burn keeps for each what it would be in training.
+fn is_frozen(tower: &VisionTower) -> bool {
+    let mut trained = AnyTrained(false);
+    tower.valid().train().visit(&mut trained);
+    !trained.0
+}
+
+struct AnyTrained(bool);
+
+impl ModuleVisitor for AnyTrained {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0 |= param.is_require_grad();
+    }
+}
+
+/// Features of one prompt's images, off the autodiff graph. A clone starts with what is known, and learns for itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct KeptFeatures(OnceLock<(FrozenVision, VisionFeatures)>);
+
+impl KeptFeatures {
+    /// What `tower` makes of the images: `encode` runs if nobody has asked before, or only for another tower. Threads
+    /// that ask at the same time wait for the first.
+    fn of(&self, tower: &FrozenVision, encode: impl Fn() -> VisionFeatures) -> VisionFeatures {
+        let (known, features) = self.0.get_or_init(|| (tower.clone(), encode()));
+        if Arc::ptr_eq(&known.0, &tower.0) { features.clone() } else { encode() }
+    }
+}
