@@ -14,7 +14,7 @@ use firesight_rl::{
     Sampling, SignalSet, Trainer, Uniform,
 };
 use firesight_train::task::Charts;
-use firesight_train::{ChartTask, Purpose, Question, Questions, VlmPolicy, VlmPrompt};
+use firesight_train::{ChartTask, Purpose, Question, Questions, VlmPolicy, VlmPrompt, greedy_correct};
 use firesight_vlm::{Component, LoraConfig, ModelConfig, Processor, QwenVl, parameters};
 use log::{LevelFilter, Log, Metadata, Record};
 
@@ -268,13 +268,13 @@ fn a_prompt_that_one_model_has_seen_is_new_to_another() {
 
 /// Held-out prompts live as long as a run, and their features would fill the device.
 #[test]
-fn greedy_answers_keep_nothing() {
+fn evaluations_keep_nothing() {
     let _alone = alone();
     let policy = policy("qwen-small", 0, Tower::Frozen).valid();
-    let prompts = prompts(&policy);
+    let questions = questions(&policy);
     encoded();
     for _ in 0..2 {
-        policy.sample(&prompts, 1, Sampling { temperature: 0.0, ..SAMPLING }).unwrap();
+        greedy_correct(&policy, &questions, 4, 1).unwrap();
         assert_eq!(encoded(), PROMPTS);
     }
 }

@@ -1,6 +1,6 @@
 //! How answers are drawn for measuring, and what their grades come to.
 
-use firesight_rl::{Estimate, Metrics, Sampler, Sampling, pass_at_k, sample_in_parallel};
+use firesight_rl::{Completion, Estimate, Metrics, Sampler, Sampling, pass_at_k, sample_in_parallel};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -36,11 +36,28 @@ pub(crate) fn count_right(
 ) -> Result<Vec<usize>, Error> {
     let prompts: Vec<VlmPrompt> = questions.iter().map(|question| question.prompt.clone()).collect();
     let batch = (BATCH / attempts.max(1)).max(1);
-    let answers = sample_in_parallel(sampler, &prompts, attempts, sampling, batch, threads)?;
-    let right = |(question, answers): (&Question, Vec<firesight_rl::Completion>)| {
+    let answers = sample_in_parallel(&Passing(sampler.clone()), &prompts, attempts, sampling, batch, threads)?;
+    let right = |(question, answers): (&Question, Vec<Completion>)| {
         answers.iter().filter(|answer| grade(&answer.text, &question.example.answer).accuracy > 0.5).count()
     };
     Ok(questions.iter().zip(answers).map(right).collect())
+}
+
+/// A sampler that leaves nothing behind in its prompts: those of an evaluation live as long as the run, and what was
+/// computed of their images would fill the device.
+#[derive(Clone)]
+struct Passing<S>(S);
+
+impl<S: Sampler<VlmPrompt>> Sampler<VlmPrompt> for Passing<S> {
+    fn sample(
+        &self,
+        prompts: &[VlmPrompt],
+        group_size: usize,
+        sampling: Sampling,
+    ) -> Result<Vec<Vec<Completion>>, firesight_rl::Error> {
+        let prompts: Vec<VlmPrompt> = prompts.iter().map(VlmPrompt::passing).collect();
+        self.0.sample(&prompts, group_size, sampling)
+    }
 }
 
 /// Mean@k of all `attempts` and pass@k for every `k` of `pass_at`, by name, given how many of the attempts at each
@@ -110,7 +127,7 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
-    use firesight_rl::{Completion, Error};
+    use firesight_rl::Error;
     use firesight_vlm::Processor;
 
     use super::*;

@@ -39,6 +39,13 @@ impl VlmPrompt {
         Self { prompt: Arc::new(prompt), cell }
     }
 
+    /// The same prompt, which learns for itself what a frozen vision tower makes of its images, and takes it along when
+    /// it goes.
+    #[must_use]
+    pub(crate) fn passing(&self) -> Self {
+        Self { prompt: Arc::new(Prompt::clone(&self.prompt)), cell: self.cell }
+    }
+
     /// Its token ids, image placeholders expanded.
     #[must_use]
     pub fn tokens(&self) -> &[u32] {
@@ -116,14 +123,7 @@ impl Sampler<VlmPrompt> for VlmPolicy {
         group_size: usize,
         sampling: Sampling,
     ) -> Result<Vec<Vec<Completion>>, Error> {
-        let copies: Vec<Prompt>;
-        let prompts: Vec<&Prompt> = if sampling.temperature == 0.0 {
-            // That measures, on prompts that may live as long as the run, and they shall not keep their features.
-            copies = prompts.iter().map(|prompt| Prompt::clone(&prompt.prompt)).collect();
-            copies.iter().collect()
-        } else {
-            prompts.iter().map(|prompt| &*prompt.prompt).collect()
-        };
+        let prompts: Vec<&Prompt> = prompts.iter().map(|prompt| &*prompt.prompt).collect();
         let generation = Generation {
             sampling: firesight_vlm::Sampling::at(sampling.temperature),
             max_new_tokens: sampling.max_tokens,
