@@ -32,9 +32,9 @@ struct Tally {
 }
 
 fn print(families: &BTreeMap<String, Tally>) {
-    println!("{:<28} {:>6} {:>9} {:>9} {:>9}  skipped", "family", "passed", "value", "gradient", "metrics");
+    println!("{:<32} {:>6} {:>9} {:>9} {:>9}  skipped", "family", "passed", "value", "gradient", "metrics");
     for (name, Tally { passed, worst: [value, gradient, metrics], skipped }) in families {
-        println!("{name:<28} {passed:>6} {value:>9.1e} {gradient:>9.1e} {metrics:>9.1e}  {skipped:?}");
+        println!("{name:<32} {passed:>6} {value:>9.1e} {gradient:>9.1e} {metrics:>9.1e}  {skipped:?}");
     }
     let (passed, skipped) = families.values().fold((0, 0), |(passed, skipped), tally| {
         (passed + tally.passed, skipped + tally.skipped.values().sum::<usize>())
@@ -378,7 +378,7 @@ fn advantages() {
     for case in cases.as_array().unwrap() {
         let scale = case["scale_rewards"].as_str().unwrap();
         let aggregation = case["aggregation"].as_str().unwrap();
-        let tally = families.entry(format!("{scale} {aggregation}")).or_default();
+        let tally = families.entry(format!("{} {aggregation}", case["rewards"].as_str().unwrap())).or_default();
         let (shape, parts) = tensors.f32(&format!("rewards.{}", case["rewards"].as_str().unwrap()));
         let weights: Vec<f32> =
             case["weights"].as_array().unwrap().iter().map(|w| w.as_f64().unwrap() as f32).collect();
