@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Advantage, Aggregation, Baseline, Cispo, Clip, Error, Gdpo, KlEstimator, KlPenalty, KlPlacement, Overlong,
-    RatioLevel, Relative, Sapo, Scale, Surrogate, Vespo,
+    PolicyLoss, RatioLevel, Relative, Sapo, Scale, Surrogate, Vespo,
 };
 
 /// An algorithm: a point in the space of independent choices. The constructors name the published points; every field
@@ -260,20 +260,6 @@ impl Algorithm {
                 return refuse("overlong.weight", weight.to_string(), "a number");
             }
         }
-        match &self.surrogate {
-            Surrogate::Clip(Clip { low, high, delta }) => {
-                if !(0.0..=1.0).contains(low) {
-                    return refuse("surrogate.low", low.to_string(), "between 0 and 1");
-                }
-                if !(*high >= 0.0 && high.is_finite()) {
-                    return refuse("surrogate.high", high.to_string(), "at least 0");
-                }
-                match delta.filter(|delta| delta.is_nan() || *delta <= 1.0 + high) {
-                    Some(delta) => refuse("surrogate.delta", delta.to_string(), "larger than 1 + surrogate.high"),
-                    None => Ok(()),
-                }
-            }
-            _ => Ok(()),
-        }
+        self.surrogate.check()
     }
 }

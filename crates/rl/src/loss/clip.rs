@@ -2,6 +2,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Bound, PolicyLoss, SurrogateInput};
+use crate::Error;
 
 /// The clipped surrogate of PPO: -min(r A, clip(r, 1 - low, 1 + high) A) (arXiv 1707.06347, eq. 7).
 ///
@@ -38,6 +39,19 @@ impl PolicyLoss for Clip {
             Some(Bound::High)
         } else {
             None
+        }
+    }
+    fn check(&self) -> Result<(), Error> {
+        let refuse = |setting, value: f32, reason| Err(Error::Setting { setting, value: value.to_string(), reason });
+        if !(0.0..=1.0).contains(&self.low) {
+            return refuse("surrogate.low", self.low, "between 0 and 1");
+        }
+        if !(self.high >= 0.0 && self.high.is_finite()) {
+            return refuse("surrogate.high", self.high, "at least 0");
+        }
+        match self.delta.filter(|delta| delta.is_nan() || *delta <= 1.0 + self.high) {
+            Some(delta) => refuse("surrogate.delta", delta, "larger than 1 + surrogate.high"),
+            None => Ok(()),
         }
     }
 }

@@ -2,7 +2,9 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
 
+use super::surrogate::above_zero;
 use super::{PolicyLoss, SurrogateInput};
+use crate::Error;
 
 /// SAPO: a smooth gate in place of a clip, -(4 / t) sigmoid(t (r - 1)) A, whose slope is one at r = 1 and fades on
 /// both sides (arXiv 2511.20347).
@@ -30,5 +32,9 @@ impl PolicyLoss for Sapo {
             .mask_fill(advantages.clone().greater_scalar(0.0), self.positive_temperature);
         let gate = sigmoid((ratio - 1.0) * temperature.clone()) * 4.0 / temperature;
         (gate * advantages).neg()
+    }
+    fn check(&self) -> Result<(), Error> {
+        above_zero("surrogate.positive_temperature", self.positive_temperature)?;
+        above_zero("surrogate.negative_temperature", self.negative_temperature)
     }
 }

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Cispo, Clip, Sapo, Vespo};
+use crate::Error;
 
 /// What a surrogate is computed from. Every tensor is `[completions, tokens]`; on padding, log-probabilities and
 /// log-ratios are zero and ratios are finite.
@@ -37,6 +38,23 @@ pub trait PolicyLoss: Debug + Send + Sync {
     /// The bound that holds a token of this ratio and advantage, for the log. A surrogate without bounds has none.
     fn clipped(&self, _ratio: f32, _advantage: f32) -> Option<Bound> {
         None
+    }
+
+    /// Refuses settings that mean nothing.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] names the first.
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Refuses a setting that is not above zero.
+pub(super) fn above_zero(setting: &'static str, value: f32) -> Result<(), Error> {
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(Error::Setting { setting, value: value.to_string(), reason: "above zero" })
     }
 }
 
@@ -85,5 +103,9 @@ impl PolicyLoss for Surrogate {
 
     fn clipped(&self, ratio: f32, advantage: f32) -> Option<Bound> {
         self.chosen().clipped(ratio, advantage)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.chosen().check()
     }
 }

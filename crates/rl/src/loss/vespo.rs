@@ -1,7 +1,9 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::surrogate::above_zero;
 use super::{PolicyLoss, SurrogateInput};
+use crate::Error;
 
 /// VESPO: the policy gradient times a weight of the whole completion that is one on-policy and fades smoothly on both
 /// sides: -w^k e^(lambda (1 - w)) A log p, the weight without gradient, w the product of a completion's token ratios
@@ -45,5 +47,11 @@ impl PolicyLoss for Vespo {
         let power = of_sign(self.positive_power, self.negative_power);
         let weight = (decay.clone() + power * log_weight.clone() - decay * log_weight.exp()).exp();
         (weight * advantages * log_probs).neg()
+    }
+    fn check(&self) -> Result<(), Error> {
+        above_zero("surrogate.positive_power", self.positive_power)?;
+        above_zero("surrogate.positive_decay", self.positive_decay)?;
+        above_zero("surrogate.negative_power", self.negative_power)?;
+        above_zero("surrogate.negative_decay", self.negative_decay)
     }
 }

@@ -8,8 +8,8 @@ use burn::tensor::Device;
 use super::tiny::{Count, Fixed, Row, Tiny, rows};
 use super::{algorithms, assert_close, descent, gradient, metric, options, trainer_with};
 use crate::{
-    Algorithm, Clip, Error, Group, KlEstimator, KlPenalty, KlPlacement, MicroBatch, Options, Overlong, Policy,
-    Sampling, SignalSet, StepReport, Surrogate, Trainer, Uniform,
+    Algorithm, Cispo, Clip, Error, Group, KlEstimator, KlPenalty, KlPlacement, MicroBatch, Options, Overlong, Policy,
+    Sampling, Sapo, SignalSet, StepReport, Surrogate, Trainer, Uniform, Vespo,
 };
 
 #[test]
@@ -182,6 +182,12 @@ fn algorithms_that_mean_nothing_are_refused_by_name() {
     assert_eq!(refused(clip(1.2, 0.2, None)), "surrogate.low");
     assert_eq!(refused(clip(0.2, f32::NAN, None)), "surrogate.high");
     assert_eq!(refused(clip(0.2, 0.2, Some(1.1))), "surrogate.delta");
+    let with = |surrogate| Algorithm { surrogate, ..Algorithm::grpo() };
+    assert_eq!(refused(with(Surrogate::Cispo(Cispo { max_ratio: 0.0 }))), "surrogate.max_ratio");
+    let sapo = Sapo { negative_temperature: f32::NAN, ..Sapo::default() };
+    assert_eq!(refused(with(Surrogate::Sapo(sapo))), "surrogate.negative_temperature");
+    let vespo = Vespo { positive_decay: -1.0, ..Vespo::default() };
+    assert_eq!(refused(with(Surrogate::Vespo(vespo))), "surrogate.positive_decay");
     let overlong = Overlong { max_tokens: 4, buffer: 5, weight: 1.0 };
     assert_eq!(refused(Algorithm { overlong: Some(overlong), ..Algorithm::grpo() }), "overlong.buffer");
 }
