@@ -39,6 +39,23 @@ fn a_truncated_completion_that_is_masked_is_as_if_it_had_no_tokens() {
 }
 
 #[test]
+fn long_completions_are_punished_in_their_reward() {
+    let overlong = Overlong { max_tokens: 5, buffer: 4, weight: 2.0 };
+    let mut trainer = descent(Algorithm { overlong: Some(overlong), ..Algorithm::dapo() }, options());
+    let groups = trainer.rollout(&Count, &rows(0.0)).unwrap().groups;
+    let plain = descent(Algorithm::dapo(), options()).rollout(&Count, &rows(0.0)).unwrap().groups;
+    let mut found = Vec::new();
+    for (group, plain) in groups.iter().zip(&plain) {
+        for ((answer, reward), plain) in group.completions.iter().zip(&group.rewards).zip(&plain.rewards) {
+            let punishment = overlong.punishment(answer.tokens.len());
+            assert_eq!(reward.total().unwrap(), plain.total().unwrap() + 2.0 * punishment);
+            found.push(punishment);
+        }
+    }
+    assert!(found.contains(&-1.0) && found.contains(&0.0), "{found:?}");
+}
+
+#[test]
 fn a_penalty_in_the_reward_lowers_it_by_the_divergence_of_the_completion() {
     let kl = KlPenalty { estimator: KlEstimator::K1, placement: KlPlacement::Reward, ..KlPenalty::new(0.5) };
     let algorithm = Algorithm { kl: Some(kl), ..Algorithm::dr_grpo(5) };
