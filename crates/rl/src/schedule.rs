@@ -2,6 +2,8 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
+
 /// Learning rate over the steps of a phase: a linear rise to the peak, then what [`Decay`] makes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,20 +39,18 @@ impl Schedule {
     /// Refuses values that no learning rate can have.
     ///
     /// # Errors
-    /// The first such field, and what is wrong with it.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
+    /// [`Error::Setting`] names the first.
+    pub fn check(&self) -> Result<(), Error> {
         let Self { peak, decay, final_share, .. } = *self;
+        let refuse = |setting, value: f64, reason| Err(Error::Setting { setting, value: value.to_string(), reason });
         if !(peak.is_finite() && peak >= 0.0) {
-            return Err(("peak", format!("is {peak}; it is a number of at least 0")));
+            return refuse("peak", peak, "a number of at least 0");
         }
         if !(0.0..=1.0).contains(&final_share) {
-            return Err(("final_share", format!("is {final_share}; it is a share between 0 and 1")));
+            return refuse("final_share", final_share, "a share between 0 and 1");
         }
         if decay == Decay::Constant && final_share > 0.0 && final_share < 1.0 {
-            return Err((
-                "final_share",
-                format!("is {final_share}, but the decay is constant and keeps all; leave it out"),
-            ));
+            return refuse("final_share", final_share, "the decay is constant and keeps all; leave it out");
         }
         Ok(())
     }
@@ -134,7 +134,8 @@ mod tests {
             (Schedule { decay: Decay::Constant, final_share: 1.0, ..sound }, None),
             (sound, None),
         ] {
-            assert_eq!(broken.check().err().map(|(field, _)| field), expected, "{broken:?}");
+            let found = broken.check().err().map(|error| error.to_string());
+            assert_eq!(found.as_deref().and_then(|error| error.split(' ').next()), expected, "{broken:?}");
         }
     }
 

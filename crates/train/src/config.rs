@@ -368,7 +368,7 @@ impl RunConfig {
         for (key, schedule) in
             [("supervised.schedule", supervised.schedule), ("reinforcement.schedule", reinforcement.schedule)]
         {
-            schedule.check().or_else(|(field, problem)| fail(key, format!("{field} {problem}")))?;
+            schedule.check().or_else(|error| fail(key, error.to_string()))?;
         }
         let Evaluation { attempts, pass_at, .. } = &self.evaluation;
         if !(pass_at.is_sorted_by(|a, b| a < b) && pass_at.iter().all(|k| (1..=*attempts).contains(k))) {

@@ -1,15 +1,17 @@
 //! Settings that change what a step does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use burn::optim::{AdamWConfig, SgdConfig};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 
 use super::tiny::{Count, Fixed, Row, Tiny, rows};
 use super::{algorithms, assert_close, descent, gradient, metric, options, trainer_with};
 use crate::{
     Algorithm, Cispo, Clip, Error, Group, KlEstimator, KlPenalty, KlPlacement, MicroBatch, Options, Overlong, Policy,
-    Sampling, Sapo, SignalSet, StepReport, Surrogate, Trainer, Uniform, Vespo,
+    PolicyLoss, Sampling, Sapo, SignalSet, StepReport, Surrogate, SurrogateInput, Trainer, Uniform, Vespo,
+    top_entropy_mask,
 };
 
 #[test]
@@ -145,23 +147,67 @@ fn only_the_tokens_of_the_highest_entropy_move_the_policy() {
     let all = gradient(descent(algorithm(None), options()), &rows(0.0));
     assert_close(&gradient(descent(algorithm(Some(1.0)), options()), &rows(0.0)), &all, 1e-6);
 
-    // By hand: credit of one for the tokens at or above the quantile of the whole batch, of zero for the others.
+    // By hand: credit of one for the tokens at or above the quantile of their optimizer batch, of zero for the others.
     let mut trainer = descent(algorithm(None), options());
     let groups = trainer.rollout(&Count, &rows(0.0)).unwrap().groups;
-    let scores = Policy::score(&trainer.policy.clone(), &groups, 0.7, SignalSet::default()).unwrap();
+    for mini_batches in [1, 2] {
+        let weights = groups.chunks(4 / mini_batches).flat_map(|groups| {
+            let entropies = entropies(&trainer.policy, groups);
+            let mut sorted = entropies.concat();
+            sorted.sort_by(f32::total_cmp);
+            let threshold = sorted[(0.6 * (sorted.len() - 1) as f64).ceil() as usize];
+            entropies.into_iter().map(move |row| row.iter().map(|&h| f32::from(u8::from(h >= threshold))).collect())
+        });
+        let credit = Fixed(weights.collect());
+        let options = Options { micro_batch: MicroBatch::Groups(4), mini_batches, ..options() };
+        let trainer = descent(algorithm(Some(0.4)), options.clone());
+        let by_hand = trainer_with(Algorithm::dapo(), credit, SgdConfig::new().init(), options);
+        assert_close(&gradient(trainer, &rows(0.0)), &gradient(by_hand, &rows(0.0)), 1e-5);
+    }
+}
+
+/// Entropy of every token that was drawn.
+fn entropies(policy: &Tiny, groups: &[Group<usize>]) -> Vec<Vec<f32>> {
+    let scores = policy.score(groups, 0.7, SignalSet::default()).unwrap();
     let [_, width] = scores.entropy.dims();
     let entropies: Vec<f32> = scores.entropy.into_data().try_to_vec().unwrap();
     let answers = groups.iter().flat_map(|group| &group.completions);
-    let entropies: Vec<Vec<f32>> =
-        answers.zip(entropies.chunks(width)).map(|(answer, row)| row[..answer.tokens.len()].to_vec()).collect();
-    let mut sorted = entropies.concat();
-    sorted.sort_by(f32::total_cmp);
-    let threshold = sorted[(0.6 * (sorted.len() - 1) as f64).ceil() as usize];
-    let weights = entropies.iter().map(|row| row.iter().map(|&h| f32::from(u8::from(h >= threshold))).collect());
-    let credit = Fixed(weights.collect());
-    let options = Options { micro_batch: MicroBatch::Groups(4), ..options() };
-    let by_hand = gradient(trainer_with(Algorithm::dapo(), credit, SgdConfig::new().init(), options), &rows(0.0));
-    assert_close(&gradient(descent(algorithm(Some(0.4)), super::options()), &rows(0.0)), &by_hand, 1e-5);
+    answers.zip(entropies.chunks(width)).map(|(answer, row)| row[..answer.tokens.len()].to_vec()).collect()
+}
+
+/// No policy gradient at all.
+#[derive(Debug)]
+struct Nothing;
+
+impl PolicyLoss for Nothing {
+    fn token_loss(&self, input: SurrogateInput) -> Tensor<2> {
+        input.log_probs * 0.0
+    }
+}
+
+/// Along its own gradient g a function rises by rate x |g|^2: what the bonus moves says whose gradient it is.
+#[test]
+fn the_bonus_is_the_mean_entropy_of_the_tokens_that_are_kept() {
+    let surrogate = Surrogate::Custom(Arc::new(Nothing));
+    let rate = 0.02;
+    for share in [None, Some(0.4)] {
+        let bonus =
+            Algorithm { surrogate: surrogate.clone(), entropy_bonus: 1.0, top_entropy: share, ..Algorithm::dapo() };
+        let mut trainer = descent(bonus, options());
+        let groups = trainer.rollout(&Count, &rows(0.0)).unwrap().groups;
+        let kept = top_entropy_mask(&entropies(&trainer.policy, &groups), share.unwrap_or(1.0));
+        let tokens = kept.iter().map(Vec::len).sum::<usize>() as f32;
+        let mean = |policy: &Tiny| {
+            let entropies = entropies(policy, &groups).concat();
+            let sum: f32 = entropies.iter().zip(kept.concat()).map(|(entropy, kept)| entropy * kept).sum();
+            sum / (tokens * share.unwrap_or(1.0))
+        };
+        let (before, first) = (trainer.policy.parameters(), mean(&trainer.policy));
+        trainer.update(&groups, f64::from(rate)).unwrap();
+        let moved = before.iter().zip(trainer.policy.parameters()).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+        let gained = (mean(&trainer.policy) - first) / (moved / rate);
+        assert!((gained - 1.0).abs() < 0.05, "{share:?} {gained}");
+    }
 }
 
 #[test]
