@@ -87,20 +87,8 @@ fn main() -> anyhow::Result<()> {
     }
     config.name = format!("{}-{}-seed{}", config.name, reinforcement.credit.name(), config.seed);
 
-    let destination = match options.out {
-        Some(out) if options.resume => Destination::Resume(out),
-        Some(out) => Destination::Exactly(out),
-        None => Destination::Under("runs".into()),
-    };
-    let stop = Stop::default();
-    let asked = stop.clone();
-    ctrlc::set_handler(move || {
-        if asked.request() {
-            std::process::exit(130);
-        }
-        eprintln!("ends after this step; once more ends it at once");
-    })?;
-    let outcome = match run(&config, &destination, &stop, &mut Progress::detect())? {
+    let destination = Destination::of(options.out, options.resume);
+    let outcome = match run(&config, &destination, &Stop::on_signals()?, &mut Progress::detect())? {
         Ending::Complete(outcome) => outcome,
         Ending::Stopped { directory } => {
             println!("stopped; to go on, the same command with --out {} --resume", directory.display());

@@ -1,6 +1,9 @@
 //! The whole run, small: what it leaves on disk, that a seed decides it, and what it says of bad input.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/metrics.rs"]
+mod metrics;
+
 use std::path::{Path, PathBuf};
 
 use firesight_rl::{Algorithm, KlPenalty, MicroBatch};
@@ -9,6 +12,7 @@ use firesight_train::{
     CreditConfig, Destination, Ending, Error, Evaluation, Log, Outcome, Progress, RunConfig, Stop, Trainable, run,
 };
 use firesight_vlm::{LoraConfig, QwenVl, SaveOptions};
+use metrics::metrics;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -43,18 +47,6 @@ fn trained(config: &RunConfig, directory: &Path) -> Outcome {
 
 fn started(config: &RunConfig, destination: &Destination) -> Result<Ending, Error> {
     run(config, destination, &Stop::default(), &mut Progress::silent())
-}
-
-/// Metrics without what a clock or the operating system decides.
-fn metrics(directory: &Path) -> Vec<serde_json::Value> {
-    let text = std::fs::read_to_string(directory.join("metrics.jsonl")).unwrap();
-    let mut lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    for line in &mut lines {
-        line.as_object_mut()
-            .unwrap()
-            .retain(|name, _| !name.starts_with("time/") && !name.ends_with("_per_s") && !name.starts_with("memory/"));
-    }
-    lines
 }
 
 /// Every parameter, bit for bit; the file's metadata come in no fixed order.

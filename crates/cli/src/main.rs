@@ -38,20 +38,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Train { config: path, out, resume } => {
             let config = RunConfig::from_file(&path)?;
-            let destination = match out {
-                Some(out) if resume => Destination::Resume(out),
-                Some(out) => Destination::Exactly(out),
-                None => Destination::Under("runs".into()),
-            };
-            let stop = Stop::default();
-            let asked = stop.clone();
-            ctrlc::set_handler(move || {
-                if asked.request() {
-                    std::process::exit(130);
-                }
-                eprintln!("ends after this step; once more ends it at once");
-            })?;
-            match run(&config, &destination, &stop, &mut Progress::detect())? {
+            match run(&config, &Destination::of(out, resume), &Stop::on_signals()?, &mut Progress::detect())? {
                 Ending::Complete(outcome) => println!("{}", outcome.table()),
                 Ending::Stopped { directory } => println!(
                     "stopped; to go on: firesight train {} --out {} --resume",

@@ -2,6 +2,9 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/support/metrics.rs"]
+mod metrics;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -11,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use metrics::metrics;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
@@ -219,18 +223,6 @@ fn names(directory: &Path) -> Vec<String> {
         fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-/// Metrics without what a clock or the operating system decides.
-fn metrics(directory: &Path) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(directory.join("metrics.jsonl")).unwrap();
-    let mut lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    for line in &mut lines {
-        line.as_object_mut()
-            .unwrap()
-            .retain(|name, _| !name.starts_with("time/") && !name.ends_with("_per_s") && !name.starts_with("memory/"));
-    }
-    lines
 }
 
 fn weights(directory: &Path) -> BTreeMap<String, Vec<u8>> {

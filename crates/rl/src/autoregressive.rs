@@ -4,6 +4,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use rand::RngExt;
 
+use crate::error::check_count;
 use crate::rows::values;
 use crate::{Completion, Error, Group, Sampling, Scores, Signals, stream};
 
@@ -24,11 +25,12 @@ impl Scores {
     pub fn from_logits<P>(logits: Tensor<2>, groups: &[Group<P>], temperature: f32) -> Result<Self, Error> {
         let answers = || groups.iter().flat_map(|group| &group.completions).map(|completion| &completion.tokens);
         let targets: Vec<i64> = answers().flatten().map(|&token| i64::from(token)).collect();
-        crate::error::check_count("rows of logits", logits.dims()[0], targets.len())?;
+        let count = targets.len();
+        check_count("rows of logits", logits.dims()[0], count)?;
         let device = logits.device();
         let log_probs = log_softmax(logits / temperature, 1);
         let entropy = (log_probs.clone().exp() * log_probs.clone()).sum_dim(1).neg();
-        let targets = Tensor::<2, Int>::from_data(TensorData::new(targets.clone(), [targets.len(), 1]), &device);
+        let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [count, 1]), &device);
         let lengths: Vec<usize> = answers().map(Vec::len).collect();
         let padded = |tokens: Tensor<2>| rows(tokens, &lengths);
         Ok(Self {
@@ -87,9 +89,10 @@ pub fn sample_from_logits<P>(
         let vocabulary = log_probs.dims()[1];
         for (&row, log_probs) in open.iter().zip(values(&log_probs)?.chunks_exact(vocabulary)) {
             let number: f32 = streams[row].random();
+            if log_probs.iter().any(|log_prob| log_prob.is_nan()) {
+                return Err(Error::NonFiniteLogits { completion: row % group_size, prompt: row / group_size });
+            }
             let token = if greedy { most_likely(log_probs) } else { draw(log_probs, number) };
-            let token =
-                token.ok_or(Error::NonFiniteLogits { completion: row % group_size, prompt: row / group_size })?;
             answers[row].tokens.push(token as u32);
             answers[row].log_probs.push(log_probs[token]);
             if Some(token as u32) == end {
@@ -103,24 +106,18 @@ pub fn sample_from_logits<P>(
 }
 
 /// The token that `number`, uniform between 0 and 1, falls on.
-fn draw(log_probs: &[f32], number: f32) -> Option<usize> {
-    if log_probs.iter().any(|log_prob| log_prob.is_nan()) {
-        return None;
-    }
+fn draw(log_probs: &[f32], number: f32) -> usize {
     let mut left = number;
     let found = log_probs.iter().position(|log_prob| {
         left -= log_prob.exp();
         left < 0.0
     });
     // Probabilities may sum to a little less than one.
-    found.or_else(|| log_probs.iter().rposition(|log_prob| *log_prob > f32::NEG_INFINITY))
+    found.or_else(|| log_probs.iter().rposition(|log_prob| *log_prob > f32::NEG_INFINITY)).unwrap_or(0)
 }
 
-fn most_likely(log_probs: &[f32]) -> Option<usize> {
-    if log_probs.iter().any(|log_prob| log_prob.is_nan()) {
-        return None;
-    }
-    (0..log_probs.len()).reduce(|best, token| if log_probs[token] > log_probs[best] { token } else { best })
+fn most_likely(log_probs: &[f32]) -> usize {
+    (1..log_probs.len()).fold(0, |best, token| if log_probs[token] > log_probs[best] { token } else { best })
 }
 
 #[cfg(test)]

@@ -72,24 +72,27 @@ impl<P: Clone> Batch<P> {
     /// Cuts a range of pieces into those that go through a pass together.
     pub(crate) fn micro_batches(&self, pieces: Range<usize>) -> Vec<Range<usize>> {
         let mut cut: Vec<Range<usize>> = Vec::new();
+        // Of the last micro-batch: tokens of its prompts, and its longest completion.
+        let (mut prompts, mut longest) = (0, 0);
         for piece in pieces {
-            match cut.last_mut() {
-                Some(last) if self.fits(&(last.start..piece + 1)) => last.end = piece + 1,
-                _ => cut.push(piece..piece + 1),
+            let tokens = self.prompt_tokens[piece];
+            let length = self.lengths[self.rows(&(piece..piece + 1))].iter().copied().max().unwrap_or(0);
+            let fits = |last: &Range<usize>| match self.budget {
+                MicroBatch::Groups(size) => last.len() < size,
+                MicroBatch::Tokens(budget) => {
+                    let rows = self.rows(&(last.start..piece + 1)).len();
+                    prompts + tokens + rows * length.max(longest) <= budget
+                }
+            };
+            if let Some(last) = cut.last_mut().filter(|last| fits(last)) {
+                last.end = piece + 1;
+                (prompts, longest) = (prompts + tokens, longest.max(length));
+            } else {
+                cut.push(piece..piece + 1);
+                (prompts, longest) = (tokens, length);
             }
         }
         cut
-    }
-
-    fn fits(&self, pieces: &Range<usize>) -> bool {
-        match self.budget {
-            MicroBatch::Groups(size) => pieces.len() <= size,
-            MicroBatch::Tokens(budget) => {
-                let lengths = &self.lengths[self.rows(pieces)];
-                let completions = lengths.len() * lengths.iter().max().unwrap_or(&0);
-                self.prompt_tokens[pieces.clone()].iter().sum::<usize>() + completions <= budget
-            }
-        }
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::Instant;
 use burn::optim::GradientsParams;
 
 use crate::batch::Batch;
+use crate::error::check_count;
 use crate::metrics::TokenSums;
-use crate::rows::{check_shape, pad, values};
+use crate::rows::{check_shape, mask, pad, sampled, values};
 use crate::{
     Algorithm, Coefficients, CreditAssigner, Error, Group, KlPenalty, LossInput, Policy, PolicyLoss, SignalSet,
     Signals, TokenLoss,
@@ -83,9 +84,7 @@ impl<P: Clone> Pass<'_, P> {
             .zip(&self.known.advantages[rows.clone()])
             .map(|(weights, advantage)| weights.iter().map(|weight| weight * advantage).collect())
             .collect();
-        let completions = || groups.iter().flat_map(|group| &group.completions);
-        let sampled: Vec<&[f32]> = completions().map(|completion| completion.log_probs.as_slice()).collect();
-        let ones: Vec<Vec<f32>> = lengths.iter().map(|&length| vec![1.0; length]).collect();
+        let sampled = sampled(groups);
         let own = rows.start - self.first_row..rows.end - self.first_row;
 
         let width = scores.log_probs.dims()[1];
@@ -97,7 +96,7 @@ impl<P: Clone> Pass<'_, P> {
             ref_log_probs: self.known.reference.as_ref().map(|reference| padded(&reference[rows.clone()])),
             entropy: scores.entropy,
             advantages: padded(&credited),
-            mask: padded(&ones),
+            mask: mask(lengths, width, &device),
             kept: self.kept.map(|kept| padded(&kept[own.clone()])),
         };
         let tokens = self.algorithm.token_loss(input)?;
@@ -169,7 +168,7 @@ pub(crate) fn credit_weights<P>(
     signals: &Signals,
 ) -> Result<Vec<Vec<f32>>, Error> {
     let weights = credit.weights(groups, signals)?;
-    crate::error::check_count("rows of credit weights", weights.len(), lengths.len())?;
+    check_count("rows of credit weights", weights.len(), lengths.len())?;
     match weights.iter().zip(lengths).position(|(weights, &length)| weights.len() != length) {
         None => Ok(weights),
         Some(completion) => {

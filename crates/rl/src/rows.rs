@@ -1,6 +1,6 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::{Error, Scores};
+use crate::{Error, Group, Scores};
 
 /// Right-pads ragged rows with zeros: `[rows, width]`.
 pub(crate) fn pad<'a>(rows: impl ExactSizeIterator<Item = &'a [f32]>, width: usize, device: &Device) -> Tensor<2> {
@@ -10,6 +10,18 @@ pub(crate) fn pad<'a>(rows: impl ExactSizeIterator<Item = &'a [f32]>, width: usi
         place[..row.len()].copy_from_slice(row);
     }
     Tensor::from_data(TensorData::new(values, [count, width]), device)
+}
+
+/// One on the tokens of each row, zero behind them: `[rows, width]`.
+pub(crate) fn mask(lengths: &[usize], width: usize, device: &Device) -> Tensor<2> {
+    let ones = vec![1.0; width];
+    let rows: Vec<&[f32]> = lengths.iter().map(|&length| &ones[..length]).collect();
+    pad(rows.into_iter(), width, device)
+}
+
+/// Log-probabilities under the policy that sampled, a row a completion.
+pub(crate) fn sampled<P>(groups: &[Group<P>]) -> Vec<&[f32]> {
+    groups.iter().flat_map(|group| &group.completions).map(|completion| completion.log_probs.as_slice()).collect()
 }
 
 /// Values of a `[rows, width]` tensor, row-major.

@@ -4,17 +4,16 @@ use std::ops::Range;
 use std::time::Instant;
 
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
 
 use crate::batch::Batch;
 use crate::error::check_count;
 use crate::in_order::in_order;
 use crate::metrics::{TokenSums, update_metrics};
 use crate::pass::{Known, Pass, credit_weights};
-use crate::rows::{check_shape, pad, unpad, values};
+use crate::rows::{check_shape, mask, pad, sampled, unpad, values};
 use crate::{
-    AdvantageEstimator, Coefficients, Error, Group, KlPenalty, KlPlacement, Metrics, Policy, Reward, Scores, SignalSet,
-    Signals, Timing, Trainer, Update, clip_global_norm, gradients_in_parallel, top_entropy_mask,
+    AdvantageEstimator, Coefficients, Completion, Error, Group, KlPenalty, KlPlacement, Metrics, Policy, Reward,
+    Scores, SignalSet, Signals, Timing, Trainer, Update, clip_global_norm, gradients_in_parallel, top_entropy_mask,
 };
 
 impl<P: Policy> Trainer<P> {
@@ -103,20 +102,14 @@ impl<P: Policy> Trainer<P> {
         let reference = self.reference.as_ref().ok_or(Error::MissingReference)?;
         let whole =
             Batch::new(groups, |_, _| true, self.options.micro_batch, |prompt| self.policy.prompt_tokens(prompt));
-        let sums =
-            self.score_without_gradients(reference, &whole, SignalSet::default(), |groups, lengths, scores| {
-                let [_, width] = scores.log_probs.dims();
-                let device = scores.log_probs.device();
-                let completions = groups.iter().flat_map(|group| &group.completions);
-                let sampled: Vec<&[f32]> = completions.map(|completion| completion.log_probs.as_slice()).collect();
-                let ones: Vec<Vec<f32>> = lengths.iter().map(|&length| vec![1.0; length]).collect();
-                let mask: Tensor<2> = pad(ones.iter().map(Vec::as_slice), width, &device);
-                let sampled = pad(sampled.iter().copied(), width, &device);
-                let tokens = estimator.estimate(sampled, scores.log_probs * mask.clone()) * mask;
-                values(&tokens.sum_dim(1))
-            })?;
-        let mut by_place = sums.into_iter();
-        Ok(Some(groups.iter().flat_map(|group| &group.completions).map(|_| by_place.next().unwrap_or(0.0)).collect()))
+        let read = |groups: &[_], lengths: &[usize], scores: Scores| {
+            let ([_, width], device) = (scores.log_probs.dims(), scores.log_probs.device());
+            let mask = mask(lengths, width, &device);
+            let sampled = pad(sampled(groups).into_iter(), width, &device);
+            let tokens = estimator.estimate(sampled, scores.log_probs * mask.clone()) * mask;
+            values(&tokens.sum_dim(1))
+        };
+        self.score_without_gradients(reference, &whole, SignalSet::default(), read).map(Some)
     }
 
     fn advantages(&self, groups: &[Group<P::Prompt>], charge: Option<&[f32]>) -> Result<Vec<Vec<f32>>, Error> {
@@ -153,24 +146,27 @@ impl<P: Policy> Trainer<P> {
     /// The completions that have something to say: those of groups with an advantage, but for what is masked.
     fn trained_on(&self, groups: &[Group<P::Prompt>], advantages: &[Vec<f32>]) -> Batch<P::Prompt> {
         let moves: Vec<bool> = advantages.iter().map(|group| group.iter().any(|&advantage| advantage != 0.0)).collect();
-        let masked =
-            |group: usize, place: usize| trained_length(self.algorithm.mask_truncated, groups, group, place) == 0;
+        let tokens = |group: usize, place: usize| self.trained_length(&groups[group].completions[place]);
         Batch::new(
             groups,
-            |group, place| moves[group] && !masked(group, place),
+            |group, place| moves[group] && tokens(group, place) > 0,
             self.options.micro_batch,
             |prompt| self.policy.prompt_tokens(prompt),
         )
+    }
+
+    /// Tokens of a completion that count in the loss.
+    fn trained_length(&self, completion: &Completion) -> usize {
+        if self.algorithm.mask_truncated && completion.truncated { 0 } else { completion.tokens.len() }
     }
 
     /// Coefficients of the rows that are trained on, taken over the whole mini-batch.
     fn coefficients(&self, whole: &[Group<P::Prompt>], first_group: usize, places: &[(usize, usize)]) -> Coefficients {
         let mut starts = Vec::with_capacity(whole.len());
         let mut lengths = Vec::new();
-        for (group, Group { completions, .. }) in whole.iter().enumerate() {
+        for group in whole {
             starts.push(lengths.len());
-            let length = |place| trained_length(self.algorithm.mask_truncated, whole, group, place);
-            lengths.extend((0..completions.len()).map(length));
+            lengths.extend(group.completions.iter().map(|completion| self.trained_length(completion)));
         }
         let all = self.algorithm.aggregation.coefficients(&lengths);
         let row = |&(group, place): &(usize, usize)| all.completions[starts[group - first_group] + place];
@@ -262,12 +258,6 @@ impl<P: Policy> Trainer<P> {
             self.reference = Some(self.policy.valid().materialize());
         }
     }
-}
-
-/// Tokens of a completion that count in the loss.
-fn trained_length<P>(mask_truncated: bool, groups: &[Group<P>], group: usize, place: usize) -> usize {
-    let completion = &groups[group].completions[place];
-    if mask_truncated && completion.truncated { 0 } else { completion.tokens.len() }
 }
 
 fn check_rewards<P>(groups: &[Group<P>]) -> Result<(), Error> {

@@ -176,9 +176,7 @@ mod tests {
 
     /// A model with weights, of which adapters or the decoder are trained.
     fn config(lora: bool) -> RunConfig {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();
-        config.model = root.join("tests/fixtures/oracle/models/qwen3_vl_tied");
+        let mut config = RunConfig::example("tests/fixtures/oracle/models/qwen3_vl_tied");
         config.trainable.freeze_vision_tower = true;
         let target_modules = vec!["q_proj".into(), "down_proj".into()];
         config.trainable.lora = lora.then_some(LoraConfig { rank: 2, alpha: 4.0, target_modules });

@@ -385,6 +385,16 @@ impl RunConfig {
 }
 
 #[cfg(test)]
+impl RunConfig {
+    /// The main job on another model, whose path is relative to the repository.
+    pub(crate) fn example(model: &str) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let config = Self::from_file(&root.join("examples/configs/qwen-small.toml")).expect("the example is sound");
+        Self { model: root.join(model), ..config }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
@@ -423,8 +433,7 @@ mod tests {
 
     #[test]
     fn pass_at_takes_ascending_numbers_of_the_attempts() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/configs/qwen-small.toml");
-        let mut config = RunConfig::from_file(&path).unwrap();
+        let mut config = RunConfig::example("models/qwen-small");
         config.evaluation.attempts = 4;
         for (pass_at, sound) in [
             (vec![], true),

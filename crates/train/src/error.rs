@@ -79,6 +79,9 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Signals cannot be listened to.
+    #[error("cannot listen to the signals that stop a run")]
+    Signals(#[from] ctrlc::Error),
     /// The model.
     #[error(transparent)]
     Model(#[from] firesight_vlm::Error),

@@ -143,8 +143,6 @@ impl HeldOut {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::path::Path;
-
     use firesight_rl::Sampler as _;
 
     use super::*;
@@ -152,9 +150,7 @@ mod tests {
 
     #[test]
     fn attempts_are_drawn_as_rollouts_are_but_with_other_random_numbers() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();
-        config.model = root.join(&config.model);
+        let mut config = RunConfig::example("models/qwen-small");
         config.evaluation.examples = 2;
         let job = Job::new(&config).unwrap();
         let held_out = job.held_out(&config).unwrap();

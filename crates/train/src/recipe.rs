@@ -45,6 +45,17 @@ pub enum Ending {
 }
 
 impl Destination {
+    /// What a command line asks for: the directory `out` or, without one, a subdirectory of `runs`; `resume` goes on with
+    /// the run in `out`.
+    #[must_use]
+    pub fn of(out: Option<PathBuf>, resume: bool) -> Self {
+        match out {
+            Some(out) if resume => Self::Resume(out),
+            Some(out) => Self::Exactly(out),
+            None => Self::Under("runs".into()),
+        }
+    }
+
     /// Makes the directory.
     ///
     /// # Errors

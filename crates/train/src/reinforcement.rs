@@ -80,10 +80,9 @@ pub fn reinforcement(state: State, held_out: &HeldOut, run: &mut Run<'_>) -> Res
             }
         }
         run.directory.metrics("reinforcement", step, &metrics)?;
-        let metric = |name: &str| metrics.iter().find(|(found, _)| found == name).map(|&(_, value)| value);
         run.progress.step(&[
-            Field::maybe("reward", metric("reward/mean")),
-            Field::maybe("entropy", metric("entropy/mean")),
+            Field::maybe("reward", report.metric("reward/mean")),
+            Field::maybe("entropy", report.metric("entropy/mean")),
             Field::maybe("accuracy", position.reinforcement.accuracy),
         ]);
         if step == 1 || last {
@@ -228,19 +227,15 @@ fn peak_memory() -> Option<f64> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::io::Read as _;
-    use std::path::Path;
-
     use flate2::read::GzDecoder;
+    use std::io::Read as _;
 
     use super::*;
     use crate::job::Job;
 
     #[test]
     fn a_failed_update_leaves_its_batch_and_the_policy_before_it() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();
-        config.model = root.join(&config.model);
+        let mut config = RunConfig::example("models/qwen-small");
         config.reinforcement.group_size = 2;
         let scratch = tempfile::tempdir().unwrap();
         let run = RunDirectory::create(&scratch.path().join("run"), &config).unwrap();

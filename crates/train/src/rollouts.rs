@@ -198,9 +198,7 @@ mod tests {
 
     #[test]
     fn a_rollout_is_read_back_with_all_its_numbers() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();
-        config.model = root.join(&config.model);
+        let config = RunConfig::example("models/qwen-small");
         let scratch = tempfile::tempdir().unwrap();
         let run = RunDirectory::create(&scratch.path().join("run"), &config).unwrap();
         // The second and the third group show the same picture.

@@ -264,9 +264,7 @@ mod tests {
     use crate::job::Job;
 
     fn config() -> RunConfig {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();
-        config.model = root.join("tests/fixtures/oracle/models/qwen3_vl_tied");
+        let mut config = RunConfig::example("tests/fixtures/oracle/models/qwen3_vl_tied");
         config.trainable.freeze_vision_tower = true;
         config
     }
