@@ -41,12 +41,13 @@ fn describe(question: &Question, group: &Group<VlmPrompt>, advantages: &[f32], c
         for part in &reward.parts {
             let _ = writeln!(text, "    {} {}", part.name, shown_value(part.value));
         }
-        // A group without an advantage is not trained on and has no weights.
-        match credit.get(index) {
+        // What is not trained on has no weights: a group without an advantage, a completion that is masked.
+        match credit.get(index).map(Vec::as_slice) {
+            None => text.push_str("    no credit weights: the rewards of the group are all equal\n"),
+            Some([]) => text.push_str("    no credit weights: left out of the loss\n"),
             Some(weights) => {
                 let _ = writeln!(text, "    credit weights {}", runs(weights));
             }
-            None => text.push_str("    no credit weights: the rewards of the group are all equal\n"),
         }
         let _ = writeln!(text, "{}", shown(completion));
     }
