@@ -9,7 +9,7 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::Device;
 use criterion::{Criterion, criterion_group, criterion_main};
-use firesight_rl::{Group, Policy, Rope, Sampler, Sampling, SignalSet};
+use firesight_rl::{AttentionRequest, Group, Policy, ResponseStates, Rope, Sampler, Sampling, SignalSet};
 use firesight_train::task::Charts;
 use firesight_train::{Purpose, Questions, VlmPolicy, VlmPrompt};
 use firesight_vlm::{ModelConfig, Processor, QwenVl};
@@ -46,15 +46,17 @@ fn model(criterion: &mut Criterion) {
         .zip(sample())
         .map(|(prompt, completions)| Group { prompt: prompt.clone(), completions, rewards: Vec::new() })
         .collect();
-    let attention = SignalSet { attention: Some(Rope::After) };
+    let queries =
+        AttentionRequest { rope: Rope::After, response: ResponseStates::Queries, heads: None, visual_tokens: None };
+    let attention = SignalSet { attention: Some(queries), image_attention: false };
     for (name, signals) in [("without signals", SignalSet::default()), ("with queries and keys", attention)] {
         criterion.bench_function(&format!("score 8 x 8 completions, {name}"), |bench| {
-            bench.iter(|| black_box(valid.score(&groups, 1.0, signals).unwrap().log_probs.into_data()));
+            bench.iter(|| black_box(valid.score(&groups, 1.0, &signals).unwrap().log_probs.into_data()));
         });
     }
     criterion.bench_function("score 8 x 8 completions and differentiate", |bench| {
         bench.iter(|| {
-            let log_probs = policy.score(&groups, 1.0, SignalSet::default()).unwrap().log_probs;
+            let log_probs = policy.score(&groups, 1.0, &SignalSet::default()).unwrap().log_probs;
             black_box(log_probs.sum().backward())
         });
     });

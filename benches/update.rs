@@ -24,7 +24,7 @@ struct Free {
 impl Policy for Free {
     type Prompt = ();
 
-    fn score(&self, groups: &[Group<()>], _: f32, _: SignalSet) -> Result<Scores, Error> {
+    fn score(&self, groups: &[Group<()>], _: f32, _: &SignalSet) -> Result<Scores, Error> {
         let answers = groups.iter().flat_map(|group| &group.completions);
         let sampled: Vec<f32> = answers.flat_map(|answer| answer.log_probs.iter().copied()).collect();
         let sampled = TensorData::new(sampled, [groups.len() * COMPLETIONS, TOKENS]);

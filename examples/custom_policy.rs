@@ -42,7 +42,7 @@ impl Player {
 impl Policy for Player {
     type Prompt = u32;
 
-    fn score(&self, groups: &[Group<u32>], temperature: f32, _: SignalSet) -> Result<Scores, Error> {
+    fn score(&self, groups: &[Group<u32>], temperature: f32, _: &SignalSet) -> Result<Scores, Error> {
         let games = groups.iter().flat_map(|group| group.completions.iter().map(|game| (&group.prompt, &game.tokens)));
         let boards = games.flat_map(|(first, moves)| (0..moves.len()).map(move |row| (first, &moves[..row])));
         Scores::from_logits(self.logits(&boards.collect::<Vec<_>>()), groups, temperature)

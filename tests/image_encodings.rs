@@ -123,7 +123,8 @@ const SETTINGS: [(&str, usize, Change); 7] = [
         algorithm.kl = Some(KlPenalty { placement: KlPlacement::Reward, ..KlPenalty::new(0.1) });
     }),
     ("kawhi, one mini-batch", 0, |_, _| ()),
-    ("kawhi, two mini-batches", 1, |_, options| options.mini_batches = 2),
+    // The passes that draw hand out what credit is read from.
+    ("kawhi, two mini-batches", 0, |_, options| options.mini_batches = 2),
     ("two passes", 1, |_, options| options.passes_per_rollout = 2),
     // Room for a prompt and one completion: every group is cut into its four completions.
     ("parts of groups", 3, |_, options| options.micro_batch = MicroBatch::Tokens(1)),
@@ -161,7 +162,7 @@ fn score(policy: &VlmPolicy, prompts: &[VlmPrompt]) -> Tensor<2> {
         rewards: Vec::new(),
     };
     let groups: Vec<Group<VlmPrompt>> = prompts.iter().map(group).collect();
-    policy.score(&groups, 1.0, SignalSet::default()).unwrap().log_probs
+    policy.score(&groups, 1.0, &SignalSet::default()).unwrap().log_probs
 }
 
 fn values(tensor: Tensor<2>) -> Vec<f32> {

@@ -74,7 +74,7 @@ fn measure(
     let fresh = || VlmPrompt::new(prompt.clone(), 1);
     let length = workload.completion_tokens;
     let completion =
-        Completion { tokens: vec![5; length], log_probs: vec![-6.0; length], text: String::new(), truncated: true };
+        Completion { tokens: vec![5; length], log_probs: vec![-6.0; length], truncated: true, ..Completion::default() };
     let reward = |completion| Reward::of("index", completion as f32);
     let group = |_| Group {
         prompt: fresh(),

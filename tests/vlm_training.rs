@@ -99,7 +99,8 @@ fn sampled_and_scored_log_probs_agree_and_every_mini_batch_steps() {
             let difference = metric(report, "rollout/log_prob_diff_max");
             assert!(difference < 1e-4, "{credit}: {difference}");
             assert!(metric(report, "grad/norm") > 0.0);
-            let weights: Vec<f32> = report.credit.iter().flatten().flatten().copied().collect();
+            let credit_weights = report.credit.iter().flatten().flat_map(|credit| &credit.weights);
+            let weights: Vec<f32> = credit_weights.copied().collect();
             assert!(credit == "kawhi" || weights.iter().all(|weight| weight.to_bits() == 1.0f32.to_bits()));
             assert!(!weights.is_empty() && weights.iter().all(|weight| (0.1..=1.0).contains(weight)));
         }
@@ -124,8 +125,10 @@ fn paragraphs_of_a_worked_answer_get_weights_of_their_own() {
         })
         .collect();
     let kawhi = credit("kawhi", &policy);
-    let scores = policy.score(&groups, 1.0, kawhi.signals()).unwrap();
-    for weights in kawhi.weights(&groups, &scores.signals).unwrap() {
+    let prompts: Vec<&VlmPrompt> = groups.iter().map(|group| &group.prompt).collect();
+    let scores = policy.score(&groups, 1.0, &kawhi.signals(&prompts).unwrap()).unwrap();
+    for credit in kawhi.assign(&groups, &scores.signals).unwrap() {
+        let weights = credit.weights;
         let paragraphs: Vec<&[f32]> = weights.chunk_by(|a, b| a.to_bits() == b.to_bits()).collect();
         assert_eq!(paragraphs.len(), 3, "{weights:?}");
         let mean = paragraphs.iter().map(|paragraph| paragraph[0]).sum::<f32>() / 3.0;

@@ -3,6 +3,8 @@
 //! The tests that use it list the directories and cases they find, so a case is added by adding its files.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
+pub mod models;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -2,64 +2,38 @@ use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 
 use crate::Error;
 
-/// How closely each response token attends to the selected visual tokens (arXiv 2603.27375, eq. 12-13): the cosine of
-/// its query with their keys, averaged over the selected heads and tokens.
+/// How closely each response token attends to visual tokens (arXiv 2603.27375, eq. 12-13): the cosine of its state with
+/// their keys, averaged over heads and visual tokens.
 ///
 /// The mean of dot products is the dot product with the mean, so the keys are averaged once and no attention map is
-/// formed: O(heads (tokens + selected) head_dim). The result is detached and in single precision.
+/// formed: O(heads (tokens + visual tokens) head_dim). The result is detached and in single precision.
 ///
 /// # Shapes
-/// - `queries`: `[completions, query heads, tokens, head_dim]`, the completions of one prompt
-/// - `visual_keys`: `[key heads, visual tokens, head_dim]`; with fewer key heads than query heads, consecutive query
-///   heads share a key head
-/// - `heads`: indices of query heads
-/// - `selected`: indices of visual tokens
+/// - `response`: `[completions, heads, tokens, head_dim]`, the completions of one prompt
+/// - `visual_keys`: `[key heads, visual tokens, head_dim]`
+/// - `key_heads`: for every head of `response` the key head that it is compared with
 /// - returns `[completions, tokens]`, in -1 to 1
 ///
 /// # Errors
-/// When the shapes do not belong to one attention layer, or a selection is empty or out of range.
-pub fn alignment(
-    queries: Tensor<4>,
-    visual_keys: Tensor<3>,
-    heads: &[usize],
-    selected: &[usize],
-) -> Result<Tensor<2>, Error> {
-    let [completions, query_heads, tokens, head_dim] = queries.dims();
-    let [key_heads, visual_tokens, key_dim] = visual_keys.dims();
-    if key_heads == 0 || query_heads % key_heads != 0 || head_dim != key_dim {
-        return Err(Error::AttentionShape { queries: queries.dims(), keys: visual_keys.dims() });
+/// When the shapes do not belong to one attention layer, or there are no heads or visual tokens.
+pub fn alignment(response: Tensor<4>, visual_keys: Tensor<3>, key_heads: &[usize]) -> Result<Tensor<2>, Error> {
+    let [completions, heads, tokens, head_dim] = response.dims();
+    let [keys, visual_tokens, key_dim] = visual_keys.dims();
+    if heads != key_heads.len() || head_dim != key_dim || key_heads.iter().any(|&head| head >= keys) {
+        return Err(Error::AttentionShape { response: response.dims(), keys: visual_keys.dims() });
     }
-    if heads.is_empty() {
+    if heads == 0 {
         return Err(Error::NoHeads);
     }
-    if let Some(&head) = heads.iter().find(|&&head| head >= query_heads) {
-        return Err(Error::HeadOutOfRange { head, heads: query_heads });
-    }
-    if selected.is_empty() {
+    if visual_tokens == 0 {
         return Err(Error::NoSelection);
     }
-    if let Some(&token) = selected.iter().find(|&&token| token >= visual_tokens) {
-        return Err(Error::SelectionOutOfRange { token, tokens: visual_tokens });
-    }
-
-    let device = queries.device();
-    let indices = |indices: &mut dyn Iterator<Item = usize>| {
-        let indices: Vec<i64> = indices.map(|index| index as i64).collect();
-        let count = indices.len();
-        Tensor::<1, Int>::from_data(TensorData::new(indices, [count]), &device)
-    };
-
-    let shared_by = query_heads / key_heads;
-    let keys = visual_keys.detach().cast(FloatDType::F32).select(1, indices(&mut selected.iter().copied()));
-    let keys = (keys.clone() / norm(keys)).mean_dim(1);
-    let keys = keys.select(0, indices(&mut heads.iter().map(|head| head / shared_by)));
-    let keys = keys.reshape([1, heads.len(), 1, head_dim]);
-
-    let queries = queries.detach().cast(FloatDType::F32);
-    // Choosing every head in order would only copy the largest tensor here.
-    let every_head = heads.iter().copied().eq(0..query_heads);
-    let queries = if every_head { queries } else { queries.select(1, indices(&mut heads.iter().copied())) };
-    let cosines = (queries.clone() * keys).sum_dim(3) / norm(queries);
+    let chosen: Vec<i64> = key_heads.iter().map(|&head| head as i64).collect();
+    let chosen = Tensor::<1, Int>::from_data(TensorData::new(chosen, [heads]), &visual_keys.device());
+    let keys = visual_keys.detach().cast(FloatDType::F32);
+    let keys = (keys.clone() / norm(keys)).mean_dim(1).select(0, chosen).reshape([1, heads, 1, head_dim]);
+    let response = response.detach().cast(FloatDType::F32);
+    let cosines = (response.clone() * keys).sum_dim(3) / norm(response);
     Ok(cosines.mean_dim(1).reshape([completions, tokens]))
 }
 
@@ -75,8 +49,8 @@ mod tests {
 
     use super::*;
 
-    fn found(queries: Tensor<4>, keys: Tensor<3>, heads: &[usize], selected: &[usize]) -> Vec<f32> {
-        alignment(queries, keys, heads, selected).unwrap().into_data().iter::<f32>().collect()
+    fn found(response: Tensor<4>, keys: Tensor<3>, key_heads: &[usize]) -> Vec<f32> {
+        alignment(response, keys, key_heads).unwrap().into_data().iter::<f32>().collect()
     }
 
     fn close(found: &[f32], expected: &[f32]) {
@@ -85,50 +59,44 @@ mod tests {
     }
 
     #[test]
-    fn cosines_are_averaged_over_selected_tokens_and_heads() {
+    fn cosines_are_averaged_over_tokens_and_heads() {
         let device = Device::flex();
-        // One completion of two tokens, two query heads on one key head, three visual tokens.
-        let queries = Tensor::from_data([[[[2.0, 0.0], [3.0, 4.0]], [[0.0, 5.0], [-1.0, 0.0]]]], &device);
-        let keys = Tensor::from_data([[[7.0, 0.0], [0.0, 2.0], [-1.0, 0.0]]], &device);
-        // Head 0: cosines with the first two keys are (1, 0) and (0.6, 0.8); head 1: (0, 1) and (-1, 0).
-        close(&found(queries.clone(), keys.clone(), &[0], &[0, 1]), &[0.5, 0.7]);
-        close(&found(queries.clone(), keys.clone(), &[1], &[0, 1]), &[0.5, -0.5]);
-        close(&found(queries.clone(), keys.clone(), &[0, 1], &[0, 1]), &[0.5, 0.1]);
-        close(&found(queries, keys, &[0], &[2]), &[-1.0, -0.6]);
+        // One completion of two tokens, two heads, two visual tokens of one key head.
+        let response = Tensor::from_data([[[[2.0, 0.0], [3.0, 4.0]], [[0.0, 5.0], [-1.0, 0.0]]]], &device);
+        let keys = Tensor::from_data([[[7.0, 0.0], [0.0, 2.0]]], &device);
+        // Head 0: cosines are (1, 0) and (0.6, 0.8); head 1: (0, 1) and (-1, 0).
+        close(&found(response.clone().narrow(1, 0, 1), keys.clone(), &[0]), &[0.5, 0.7]);
+        close(&found(response.clone().narrow(1, 1, 1), keys.clone(), &[0]), &[0.5, -0.5]);
+        close(&found(response, keys, &[0, 0]), &[0.5, 0.1]);
     }
 
     #[test]
-    fn consecutive_query_heads_share_a_key_head() {
+    fn every_head_is_compared_with_its_own_keys() {
         let device = Device::flex();
-        let queries = Tensor::from_data([[[[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]]]], &device);
+        let response = Tensor::from_data([[[[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]]]], &device);
         let keys = Tensor::from_data([[[1.0, 0.0]], [[0.0, 1.0]]], &device);
-        let of_head = |head| found(queries.clone(), keys.clone(), &[head], &[0]);
-        for (head, expected) in [1.0, 1.0, 0.0, 0.0].into_iter().enumerate() {
-            close(&of_head(head), &[expected]);
+        for (key_heads, expected) in [([0, 0, 0], 1.0), ([0, 1, 0], 2.0 / 3.0), ([1, 0, 1], 1.0 / 3.0)] {
+            close(&found(response.clone(), keys.clone(), &key_heads), &[expected]);
         }
     }
 
     #[test]
     fn padding_aligns_with_nothing() {
         let device = Device::flex();
-        let queries = Tensor::from_data([[[[0.0, 0.0], [0.0, 1.0]]]], &device);
-        close(&found(queries, Tensor::from_data([[[0.0, 3.0]]], &device), &[0], &[0]), &[0.0, 1.0]);
+        let response = Tensor::from_data([[[[0.0, 0.0], [0.0, 1.0]]]], &device);
+        close(&found(response, Tensor::from_data([[[0.0, 3.0]]], &device), &[0]), &[0.0, 1.0]);
     }
 
     #[test]
     fn errors_are_named() {
         let device = Device::flex();
-        let queries = Tensor::<4>::ones([1, 4, 3, 2], &device);
-        let keys = Tensor::<3>::ones([2, 5, 2], &device);
-        let run = |keys: &Tensor<3>, heads: &[usize], selected: &[usize]| {
-            alignment(queries.clone(), keys.clone(), heads, selected).unwrap_err()
+        let run = |response: [usize; 4], keys: [usize; 3], key_heads: &[usize]| {
+            alignment(Tensor::ones(response, &device), Tensor::ones(keys, &device), key_heads).unwrap_err()
         };
-        assert!(matches!(run(&keys, &[], &[0]), Error::NoHeads));
-        assert!(matches!(run(&keys, &[4], &[0]), Error::HeadOutOfRange { head: 4, heads: 4 }));
-        assert!(matches!(run(&keys, &[0], &[]), Error::NoSelection));
-        assert!(matches!(run(&keys, &[0], &[5]), Error::SelectionOutOfRange { token: 5, tokens: 5 }));
-        for wrong in [Tensor::ones([3, 5, 2], &device), Tensor::ones([2, 5, 4], &device)] {
-            assert!(matches!(run(&wrong, &[0], &[0]), Error::AttentionShape { .. }));
+        assert!(matches!(run([1, 0, 3, 2], [2, 5, 2], &[]), Error::NoHeads));
+        assert!(matches!(run([1, 1, 3, 2], [2, 0, 2], &[0]), Error::NoSelection));
+        for (keys, key_heads) in [([2, 5, 2], &[0, 1, 1][..]), ([2, 5, 4], &[0, 1]), ([2, 5, 2], &[0, 2])] {
+            assert!(matches!(run([1, 2, 3, 2], keys, key_heads), Error::AttentionShape { .. }));
         }
     }
 }

@@ -1,7 +1,7 @@
 use firesight_rl::Rope;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, Granularity, RegionSelection};
 
 /// Every choice of KAWHI. The defaults are those of the paper's appendix A, except where a field says that it is ours.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -9,12 +9,29 @@ use crate::Error;
 pub struct KawhiConfig {
     /// Which heads of the last layer are compared. The paper's lists are per model, hence no default of it.
     pub heads: Heads,
-    /// Whether queries and keys are compared after (the default) or before the rotary embedding.
+    /// Whether they are compared after (the default) or before the rotary embedding.
     pub rope: Rope,
+    /// What of response tokens is compared with the keys of visual tokens.
+    pub metric: Metric,
+    /// Which visual tokens a response is compared with.
+    pub regions: RegionSelection,
     /// How the key regions of an image are found.
     pub sguf: SgufConfig,
+    /// The parts of a response that get a weight each.
+    pub granularity: Granularity,
     /// How alignment becomes weights.
-    pub paragraphs: ParagraphConfig,
+    pub weights: WeightConfig,
+}
+
+/// What of response tokens is compared with the keys of visual tokens (Table 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Their queries (eq. 12).
+    #[default]
+    KeyQuery,
+    /// Their keys.
+    KeyKey,
 }
 
 /// Query heads of the last decoder layer: `heads = "all"` or `heads = { list = [0, 1, 3] }`.
@@ -56,10 +73,10 @@ impl Default for SgufConfig {
     }
 }
 
-/// Parameters of [`crate::paragraph_weights`] (section 3.4, eq. 15).
+/// Parameters of [`crate::paragraph_weights`] (section 3.4, eq. 15), for paragraphs or whatever else gets a weight.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct ParagraphConfig {
+pub struct WeightConfig {
     /// Temperature of the softmax over paragraphs. The paper does not publish it; 0.1 is our choice.
     pub tau: f64,
     /// Share of the uniform distribution in the mixture. The paper does not publish it; 0.1 is our choice.
@@ -72,7 +89,7 @@ pub struct ParagraphConfig {
     pub normalize: Normalize,
 }
 
-impl Default for ParagraphConfig {
+impl Default for WeightConfig {
     fn default() -> Self {
         Self { tau: 0.1, lambda: 0.1, w_min: 0.1, w_max: 1.0, normalize: Normalize::None }
     }
@@ -105,16 +122,16 @@ impl KawhiConfig {
             }
         }
         self.sguf.validate()?;
-        self.paragraphs.validate()
+        self.weights.validate()
     }
 }
 
 impl Heads {
-    /// Indices of the heads in a layer with `query_heads` of them.
-    pub(crate) fn indices(&self, query_heads: usize) -> Vec<usize> {
+    /// As the trainer asks for them: `None` for all.
+    pub(crate) fn indices(&self) -> Option<Vec<usize>> {
         match self {
-            Self::All => (0..query_heads).collect(),
-            Self::List(heads) => heads.clone(),
+            Self::All => None,
+            Self::List(heads) => Some(heads.clone()),
         }
     }
 }
@@ -132,14 +149,14 @@ impl SgufConfig {
     }
 }
 
-impl ParagraphConfig {
+impl WeightConfig {
     /// # Errors
     /// When a value lies outside its range.
     pub fn validate(&self) -> Result<(), Error> {
-        range("paragraphs.tau", self.tau, "positive", |value| value > 0.0)?;
-        range("paragraphs.lambda", self.lambda, FRACTION, |value| (0.0..=1.0).contains(&value))?;
-        range("paragraphs.w_min", self.w_min, NOT_NEGATIVE, |value| value >= 0.0)?;
-        range("paragraphs.w_max", self.w_max, "positive and at least w_min", |value| value > 0.0 && value >= self.w_min)
+        range("weights.tau", self.tau, "positive", |value| value > 0.0)?;
+        range("weights.lambda", self.lambda, FRACTION, |value| (0.0..=1.0).contains(&value))?;
+        range("weights.w_min", self.w_min, NOT_NEGATIVE, |value| value >= 0.0)?;
+        range("weights.w_max", self.w_max, "positive and at least w_min", |value| value > 0.0 && value >= self.w_min)
     }
 }
 
@@ -160,10 +177,11 @@ mod tests {
         let config: KawhiConfig = serde_json::from_str("{}").unwrap();
         assert_eq!(config, KawhiConfig::default());
         assert_eq!(config.heads, Heads::All);
-        assert_eq!(config.rope, Rope::After);
+        assert_eq!((config.rope, config.metric), (Rope::After, Metric::KeyQuery));
+        assert_eq!((config.regions, config.granularity), (RegionSelection::Sguf, Granularity::Paragraph));
         let SgufConfig { sigma, delta_s, delta_l, beta, r_skip, .. } = config.sguf;
         assert_eq!([sigma, delta_s, delta_l, beta, r_skip], [1.0, 0.5, 30.0, 0.1, 0.7]);
-        let ParagraphConfig { tau, lambda, w_min, w_max, normalize } = config.paragraphs;
+        let WeightConfig { tau, lambda, w_min, w_max, normalize } = config.weights;
         assert_eq!(([tau, lambda, w_min, w_max], normalize), ([0.1, 0.1, 0.1, 1.0], Normalize::None));
         config.validate().unwrap();
     }
@@ -171,14 +189,30 @@ mod tests {
     #[test]
     fn keys_are_read_and_unknown_ones_refused() {
         let config: KawhiConfig = serde_json::from_str(
-            r#"{"heads": {"list": [0, 3]}, "rope": "before", "sguf": {"beta": 0.2}, "paragraphs": {"normalize": "mean_one"}}"#,
+            r#"{"heads": {"list": [0, 3]}, "rope": "before", "sguf": {"beta": 0.2}, "weights": {"normalize": "mean_one"}}"#,
         )
         .unwrap();
         assert_eq!(config.heads, Heads::List(vec![0, 3]));
         assert_eq!(config.rope, Rope::Before);
-        assert_eq!(config.paragraphs.normalize, Normalize::MeanOne);
+        assert_eq!(config.weights.normalize, Normalize::MeanOne);
         assert_eq!(config.sguf, SgufConfig { beta: 0.2, ..SgufConfig::default() });
-        for unknown in [r#"{"head": "all"}"#, r#"{"sguf": {"delta": 1}}"#, r#"{"paragraphs": {"temperature": 1}}"#] {
+        let switched = |name: &str, value: &str| {
+            serde_json::from_str::<KawhiConfig>(&format!(r#"{{"{name}": "{value}"}}"#)).unwrap()
+        };
+        for (value, regions) in [
+            ("sguf", RegionSelection::Sguf),
+            ("all", RegionSelection::All),
+            ("random", RegionSelection::Random),
+            ("inverse", RegionSelection::Inverse),
+            ("vision_zip", RegionSelection::VisionZip),
+        ] {
+            assert_eq!(switched("regions", value).regions, regions);
+        }
+        assert_eq!(switched("metric", "key_query").metric, Metric::KeyQuery);
+        assert_eq!(switched("metric", "key_key").metric, Metric::KeyKey);
+        assert_eq!(switched("granularity", "sentence").granularity, Granularity::Sentence);
+        assert_eq!(switched("granularity", "token").granularity, Granularity::Token);
+        for unknown in [r#"{"head": "all"}"#, r#"{"sguf": {"delta": 1}}"#, r#"{"weights": {"temperature": 1}}"#] {
             assert!(serde_json::from_str::<KawhiConfig>(unknown).unwrap_err().to_string().contains("unknown field"));
         }
         assert_eq!(serde_json::from_str::<KawhiConfig>(r#"{"heads": "all"}"#).unwrap().heads, Heads::All);
@@ -199,10 +233,10 @@ mod tests {
         assert_eq!(field(|config| config.sguf.delta_l = f64::NAN), "sguf.delta_l");
         assert_eq!(field(|config| config.sguf.beta = -0.1), "sguf.beta");
         assert_eq!(field(|config| config.sguf.r_skip = 1.1), "sguf.r_skip");
-        assert_eq!(field(|config| config.paragraphs.tau = 0.0), "paragraphs.tau");
-        assert_eq!(field(|config| config.paragraphs.lambda = 1.5), "paragraphs.lambda");
-        assert_eq!(field(|config| config.paragraphs.w_min = -0.1), "paragraphs.w_min");
-        assert_eq!(field(|config| config.paragraphs.w_max = 0.05), "paragraphs.w_max");
+        assert_eq!(field(|config| config.weights.tau = 0.0), "weights.tau");
+        assert_eq!(field(|config| config.weights.lambda = 1.5), "weights.lambda");
+        assert_eq!(field(|config| config.weights.w_min = -0.1), "weights.w_min");
+        assert_eq!(field(|config| config.weights.w_max = 0.05), "weights.w_max");
         let heads =
             |list: &[usize]| KawhiConfig { heads: Heads::List(list.to_vec()), ..KawhiConfig::default() }.validate();
         assert!(matches!(heads(&[]), Err(Error::NoHeads)));

@@ -1,38 +1,66 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::{FloatDType, Tensor};
-use firesight_rl::{AttentionStates, CreditAssigner, Group, SignalSet, Signals};
+use burn::tensor::{FloatDType, Int, Tensor, TensorData};
+use firesight_rl::{
+    AttentionRequest, AttentionStates, Completion, CreditAssigner, Evidence, Group, ResponseStates, SignalSet, Signals,
+    TokenCredit,
+};
+use rayon::prelude::*;
 
+use crate::select::Selector;
 use crate::sguf::content_hash;
-use crate::{Error, ImageView, KawhiConfig, VisualPrompt, alignment, paragraphs, sguf, token_weights};
+use crate::{Error, ImageView, KawhiConfig, Metric, RegionSelector, Segmenter, VisualPrompt, alignment, token_weights};
 
-/// Images whose key cells are kept. A mask takes about a kilobyte.
+/// Images whose chosen visual tokens are kept. A choice takes some kilobytes.
 const CACHED_IMAGES: usize = 1 << 16;
 
 /// KAWHI (arXiv 2603.27375) as a credit assigner: each token's weight is that of its paragraph, and a paragraph weighs
 /// more the closer it attends to the key regions of the images (eq. 16-17).
 ///
-/// Reads the queries and keys of the pass that scores the rollout, so it costs no forward pass. The key regions of an
-/// image are found once and kept.
+/// Reads states of the passes that draw or score the rollout, so it costs no forward pass. The key regions of an image
+/// are found once and kept.
+///
+/// The two choices that others may want to make otherwise are traits: which visual tokens count ([`RegionSelector`]), and
+/// what gets a weight ([`Segmenter`]).
 pub struct Kawhi {
     config: KawhiConfig,
     token_text: Box<dyn Fn(u32) -> String + Send + Sync>,
-    key_cells: Mutex<HashMap<ImageId, Arc<[bool]>>>,
+    selector: Box<dyn RegionSelector>,
+    segmenter: Box<dyn Segmenter>,
+    chosen: Mutex<HashMap<ImageId, Arc<[usize]>>>,
 }
 
 /// Content, width, height and cell of an image.
 type ImageId = (u128, usize, usize, usize);
 
 impl Kawhi {
-    /// `token_text` gives the text of one token, as [`paragraphs`] wants it: an empty one for special tokens, anything
+    /// `token_text` gives the text of one token, as [`Segmenter`] wants it: an empty one for special tokens, anything
     /// for part of a character.
     ///
     /// # Errors
     /// When the configuration is out of range.
     pub fn new(config: KawhiConfig, token_text: impl Fn(u32) -> String + Send + Sync + 'static) -> Result<Self, Error> {
         config.validate()?;
-        Ok(Self { config, token_text: Box::new(token_text), key_cells: Mutex::default() })
+        Ok(Self {
+            token_text: Box::new(token_text),
+            selector: Box::new(Selector { selection: config.regions, sguf: config.sguf.clone() }),
+            segmenter: Box::new(config.granularity),
+            chosen: Mutex::default(),
+            config,
+        })
+    }
+
+    /// With another choice of visual tokens than the configuration's.
+    #[must_use]
+    pub fn with_selector(self, selector: impl RegionSelector + 'static) -> Self {
+        Self { selector: Box::new(selector), chosen: Mutex::default(), ..self }
+    }
+
+    /// With other parts of a response than the configuration's.
+    #[must_use]
+    pub fn with_segmenter(self, segmenter: impl Segmenter + 'static) -> Self {
+        Self { segmenter: Box::new(segmenter), ..self }
     }
 
     /// The configuration it was made with.
@@ -40,18 +68,15 @@ impl Kawhi {
         &self.config
     }
 
-    /// Whether each visual token of an image is a key cell, in raster order.
-    ///
-    /// # Errors
-    /// Those of [`sguf`].
-    pub fn key_cells(&self, image: &ImageView<'_>) -> Result<Arc<[bool]>, Error> {
+    /// The visual tokens of an image that are chosen without looking at the vision encoder.
+    fn chosen_of(&self, image: &ImageView<'_>) -> Result<Arc<[usize]>, Error> {
         let id = (content_hash(image.pixels), image.width, image.height, image.cell);
-        let lock = || self.key_cells.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = lock().get(&id) {
             return Ok(Arc::clone(known));
         }
         // Outside of the lock: two threads that meet over an image both compute the same.
-        let found: Arc<[bool]> = sguf(image, &self.config.sguf)?.key.into();
+        let found: Arc<[usize]> = indices(self.selector.as_ref(), image, None)?.into();
         let mut known = lock();
         if known.len() >= CACHED_IMAGES {
             known.clear();
@@ -60,92 +85,180 @@ impl Kawhi {
         Ok(found)
     }
 
-    /// Indices of a prompt's key visual tokens, its images one after another.
-    fn key_tokens<P: VisualPrompt>(&self, group: usize, prompt: &P, visual_tokens: usize) -> Result<Vec<usize>, Error> {
-        let mut selected = Vec::new();
-        let mut cells = 0;
-        for image in prompt.images() {
-            let key = self.key_cells(&image)?;
-            selected.extend(key.iter().enumerate().filter(|&(_, &key)| key).map(|(cell, _)| cells + cell));
-            cells += key.len();
-        }
-        if cells == 0 {
+    /// Visual tokens of a prompt that count, its images one after another. `attention` is of all its visual tokens.
+    fn visual_tokens<P: VisualPrompt>(
+        &self,
+        group: usize,
+        prompt: &P,
+        attention: Option<&[f32]>,
+    ) -> Result<Vec<usize>, Error> {
+        let images = prompt.images();
+        if images.is_empty() {
             return Err(Error::NoImage { group });
         }
-        if cells != visual_tokens {
-            return Err(Error::VisualTokens { group, found: visual_tokens, expected: cells });
+        let cells = images
+            .iter()
+            .map(|image| image.grid().map(|(rows, columns)| rows * columns))
+            .collect::<Result<Vec<_>, _>>()?;
+        let expected: usize = cells.iter().sum();
+        if let Some(found) = attention.map(<[f32]>::len).filter(|&found| found != expected) {
+            return Err(Error::VisualTokens { signal: "image_attention", group, found, expected });
         }
-        Ok(selected)
+        let mut start = 0;
+        let mut chosen = Vec::new();
+        for (image, cells) in images.iter().zip(cells) {
+            match attention {
+                Some(attention) => {
+                    let found = indices(self.selector.as_ref(), image, Some(&attention[start..start + cells]))?;
+                    chosen.extend(found.into_iter().map(|token| start + token));
+                }
+                None => chosen.extend(self.chosen_of(image)?.iter().map(|token| start + token)),
+            }
+            start += cells;
+        }
+        Ok(chosen)
     }
 
-    /// Alignment of every completion, padding included: `[completions, tokens]` row by row, and `tokens`.
+    /// The states to compare.
+    fn request<P: VisualPrompt + Sync>(&self, prompts: &[&P]) -> Result<SignalSet, Error> {
+        let reads_attention = self.selector.reads_attention();
+        let visual_tokens = if reads_attention {
+            None
+        } else {
+            let chosen = prompts.par_iter().enumerate();
+            Some(chosen.map(|(group, prompt)| self.visual_tokens(group, *prompt, None)).collect::<Result<_, _>>()?)
+        };
+        let response = match self.config.metric {
+            Metric::KeyQuery => ResponseStates::Queries,
+            Metric::KeyKey => ResponseStates::Keys,
+        };
+        let attention =
+            AttentionRequest { rope: self.config.rope, response, heads: self.config.heads.indices(), visual_tokens };
+        Ok(SignalSet { attention: Some(attention), image_attention: reads_attention })
+    }
+
+    /// The visual tokens of a group that count, and their keys.
+    fn keys<P: VisualPrompt>(
+        &self,
+        group: usize,
+        prompt: &P,
+        keys: &Tensor<3>,
+        signals: &Signals,
+    ) -> Result<(Arc<[usize]>, Tensor<3>), Error> {
+        let found = keys.dims()[1];
+        let refuse = |expected| Err(Error::VisualTokens { signal: "attention", group, found, expected });
+        if !self.selector.reads_attention() {
+            let chosen = self.visual_tokens(group, prompt, None)?;
+            return if found == chosen.len() { Ok((chosen.into(), keys.clone())) } else { refuse(chosen.len()) };
+        }
+        let attention = signals.image_attention.as_ref().and_then(|attention| attention.get(group));
+        let attention = attention.ok_or(Error::MissingSignal { signal: "image_attention" })?;
+        let attention: Vec<f32> = attention.clone().cast(FloatDType::F32).into_data().iter::<f32>().collect();
+        if found != attention.len() {
+            return refuse(attention.len());
+        }
+        let chosen = self.visual_tokens(group, prompt, Some(&attention))?;
+        let rows: Vec<i64> = chosen.iter().map(|&token| token as i64).collect();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [chosen.len()]), &keys.device());
+        Ok((chosen.into(), keys.clone().select(1, rows)))
+    }
+
+    /// Alignment of every completion, padding included: `[completions, tokens]` row by row, and for every group the
+    /// visual tokens that count.
     fn alignments<P: VisualPrompt>(
         &self,
         groups: &[Group<P>],
         states: &AttentionStates,
-    ) -> Result<(Vec<f32>, usize), Error> {
-        let [_, query_heads, tokens, _] = states.queries.dims();
-        let heads = self.config.heads.indices(query_heads);
+        signals: &Signals,
+    ) -> Result<(Vec<f32>, Vec<Arc<[usize]>>), Error> {
+        let [_, _, tokens, _] = states.response.dims();
         let mut first = 0;
         let mut alignments = Vec::with_capacity(groups.len());
+        let mut visual_tokens = Vec::with_capacity(groups.len());
         for (index, (group, keys)) in groups.iter().zip(&states.visual_keys).enumerate() {
+            let (chosen, keys) = self.keys(index, &group.prompt, keys, signals)?;
+            visual_tokens.push(chosen);
             let last = first + group.completions.len();
-            if first == last || tokens == 0 {
-                continue;
+            if first < last && tokens > 0 {
+                let response = states.response.clone().slice_dim(0, first..last);
+                alignments.push(alignment(response, keys, &states.key_heads)?);
             }
-            let selected = self.key_tokens(index, &group.prompt, keys.dims()[1])?;
-            let queries = states.queries.clone().slice_dim(0, first..last);
-            alignments.push(alignment(queries, keys.clone(), &heads, &selected)?);
             first = last;
         }
         if alignments.is_empty() {
-            return Ok((Vec::new(), tokens));
+            return Ok((Vec::new(), visual_tokens));
         }
         // One transfer from the device for the whole batch.
         let values = Tensor::cat(alignments, 0).cast(FloatDType::F32).into_data().iter::<f32>().collect();
-        Ok((values, tokens))
+        Ok((values, visual_tokens))
     }
 
-    fn assign<P: VisualPrompt>(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<Vec<f32>>, Error> {
+    fn credit<P: VisualPrompt>(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<TokenCredit>, Error> {
         let states = signals.attention.as_ref().ok_or(Error::MissingSignal { signal: "attention" })?;
         if states.visual_keys.len() != groups.len() {
             return Err(Error::GroupCount { found: states.visual_keys.len(), expected: groups.len() });
         }
-        let completions: Vec<_> = groups.iter().flat_map(|group| &group.completions).collect();
-        let [rows, _, tokens, _] = states.queries.dims();
+        let completions: Vec<_> = groups
+            .iter()
+            .enumerate()
+            .flat_map(|(group, whole)| whole.completions.iter().map(move |completion| (group, completion)))
+            .collect();
+        let [rows, _, width, _] = states.response.dims();
         if rows != completions.len() {
             return Err(Error::CompletionCount { found: rows, expected: completions.len() });
         }
-        if let Some((index, long)) = completions.iter().enumerate().find(|(_, one)| one.tokens.len() > tokens) {
-            return Err(Error::TokenCount { completion: index, found: tokens, expected: long.tokens.len() });
+        if let Some((index, (_, long))) = completions.iter().enumerate().find(|(_, (_, one))| one.tokens.len() > width)
+        {
+            return Err(Error::TokenCount { completion: index, found: width, expected: long.tokens.len() });
         }
 
-        let (values, width) = self.alignments(groups, states)?;
+        let (values, visual_tokens) = self.alignments(groups, states, signals)?;
         let mut texts: HashMap<u32, String> = HashMap::new();
-        for &token in completions.iter().flat_map(|completion| &completion.tokens) {
+        for &token in completions.iter().flat_map(|(_, completion)| &completion.tokens) {
             texts.entry(token).or_insert_with(|| (self.token_text)(token));
         }
-        completions
-            .iter()
-            .enumerate()
-            .map(|(row, completion)| {
-                let spans = paragraphs(completion.tokens.iter().map(|token| texts[token].as_str()));
-                let start = row * width;
-                token_weights(&values[start..start + completion.tokens.len()], &spans, &self.config.paragraphs)
+        let credit = |(row, &(group, completion)): (usize, &(usize, &Completion))| {
+            let texts: Vec<&str> = completion.tokens.iter().map(|token| texts[token].as_str()).collect();
+            let segments = self.segmenter.segment(&texts);
+            let alignment = &values[row * width..row * width + completion.tokens.len()];
+            let precise: Vec<f64> = alignment.iter().copied().map(f64::from).collect();
+            let weights = token_weights(&precise, &segments, &self.config.weights)?;
+            let visual_tokens = Arc::clone(&visual_tokens[group]);
+            Ok(TokenCredit {
+                weights,
+                evidence: Some(Evidence { segments, alignment: alignment.to_vec(), visual_tokens }),
             })
-            .collect()
+        };
+        completions.iter().enumerate().map(credit).collect()
     }
 }
 
-impl<P: VisualPrompt> CreditAssigner<P> for Kawhi {
-    fn signals(&self) -> SignalSet {
-        SignalSet { attention: Some(self.config.rope) }
+/// What a selector chooses; everything when it chooses nothing.
+fn indices(
+    selector: &dyn RegionSelector,
+    image: &ImageView<'_>,
+    attention: Option<&[f32]>,
+) -> Result<Vec<usize>, Error> {
+    let (rows, columns) = image.grid()?;
+    let chosen = selector.select(image, attention)?;
+    if chosen.len() != rows * columns {
+        return Err(Error::Selection { found: chosen.len(), expected: rows * columns });
+    }
+    let all = !chosen.contains(&true);
+    Ok((0..chosen.len()).filter(|&token| all || chosen[token]).collect())
+}
+
+impl<P: VisualPrompt + Sync> CreditAssigner<P> for Kawhi {
+    /// # Errors
+    /// [`firesight_rl::Error::Credit`] around an [`Error`] of this crate.
+    fn signals(&self, prompts: &[&P]) -> Result<SignalSet, firesight_rl::Error> {
+        self.request(prompts).map_err(|error| firesight_rl::Error::Credit(Box::new(error)))
     }
 
     /// # Errors
     /// [`firesight_rl::Error::Credit`] around an [`Error`] of this crate.
-    fn weights(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<Vec<f32>>, firesight_rl::Error> {
-        self.assign(groups, signals).map_err(|error| firesight_rl::Error::Credit(Box::new(error)))
+    fn assign(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<TokenCredit>, firesight_rl::Error> {
+        self.credit(groups, signals).map_err(|error| firesight_rl::Error::Credit(Box::new(error)))
     }
 }
 
@@ -162,7 +275,7 @@ mod tests {
     use firesight_rl::{Completion, Rope};
 
     use super::*;
-    use crate::{Heads, Normalize, ParagraphConfig, SgufConfig};
+    use crate::{Granularity, Heads, Normalize, RegionSelection, SgufConfig, WeightConfig};
 
     /// Wide enough for the smoothing of a mark to stay inside.
     const CELL: usize = 16;
@@ -226,8 +339,22 @@ mod tests {
         Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape([rows, 1, tokens, 2])
     }
 
-    fn signals(queries: Tensor<4>, visual_keys: Vec<Tensor<3>>) -> Signals {
-        Signals { attention: Some(AttentionStates { queries, visual_keys }) }
+    fn signals(response: Tensor<4>, visual_keys: Vec<Tensor<3>>) -> Signals {
+        let key_heads = vec![0; response.dims()[1]];
+        Signals { attention: Some(AttentionStates { response, visual_keys, key_heads }), image_attention: None }
+    }
+
+    /// What a policy hands out: of these keys the ones that were asked for.
+    fn chosen(kawhi: &Kawhi, groups: &[Group<Prompt>], response: Tensor<4>, all: &[&[bool]]) -> Signals {
+        let prompts: Vec<&Prompt> = groups.iter().map(|group| &group.prompt).collect();
+        let asked = kawhi.signals(&prompts).unwrap().attention.unwrap().visual_tokens.unwrap();
+        let of_group =
+            |(all, asked): (&&[bool], Vec<usize>)| keys(&asked.into_iter().map(|token| all[token]).collect::<Vec<_>>());
+        signals(response, all.iter().zip(asked).map(of_group).collect())
+    }
+
+    fn weights(kawhi: &Kawhi, groups: &[Group<Prompt>], signals: &Signals) -> Vec<Vec<f32>> {
+        kawhi.assign(groups, signals).unwrap().into_iter().map(|credit| credit.weights).collect()
     }
 
     fn close(found: &[f32], expected: &[f32]) {
@@ -242,25 +369,55 @@ mod tests {
     }
 
     #[test]
-    fn it_asks_for_the_attention_it_is_configured_for() {
-        let ask = |kawhi: &Kawhi| CreditAssigner::<Prompt>::signals(kawhi).attention;
-        assert_eq!(ask(&kawhi(KawhiConfig::default())), Some(Rope::After));
-        assert_eq!(ask(&kawhi(KawhiConfig { rope: Rope::Before, ..KawhiConfig::default() })), Some(Rope::Before));
+    fn it_asks_for_what_it_is_configured_to_compare() {
+        let prompts = [Prompt(vec![image(3, &[1]), image(4, &[0, 3])]), Prompt(vec![image(2, &[1])])];
+        let ask = |config| kawhi(config).signals(&prompts.each_ref()).unwrap();
+        let asked = ask(exact());
+        assert!(!asked.image_attention);
+        let attention = asked.attention.unwrap();
+        assert_eq!(
+            (attention.rope, attention.response, &attention.heads),
+            (Rope::After, ResponseStates::Queries, &None)
+        );
+        assert_eq!(attention.visual_tokens, Some(vec![vec![1, 3, 6], vec![1]]));
+        let attention = ask(KawhiConfig {
+            rope: Rope::Before,
+            metric: Metric::KeyKey,
+            heads: Heads::List(vec![3, 1]),
+            regions: RegionSelection::All,
+            ..exact()
+        });
+        let attention = attention.attention.unwrap();
+        assert_eq!((attention.rope, attention.response), (Rope::Before, ResponseStates::Keys));
+        assert_eq!(attention.heads, Some(vec![3, 1]));
+        assert_eq!(attention.visual_tokens, Some(vec![(0..7).collect(), vec![0, 1]]));
+        // Which tokens VisionZip chooses is known only after the pass.
+        let asked = ask(KawhiConfig { regions: RegionSelection::VisionZip, ..exact() });
+        assert!(asked.image_attention);
+        assert_eq!(asked.attention.unwrap().visual_tokens, None);
+        let blind = Prompt(vec![]);
+        let error = kawhi(exact()).signals(&[&prompts[0], &blind]).unwrap_err();
+        let firesight_rl::Error::Credit(error) = error else { panic!("{error}") };
+        assert!(matches!(*error.downcast::<Error>().unwrap(), Error::NoImage { group: 1 }));
     }
 
     #[test]
     fn paragraphs_that_attend_to_key_cells_weigh_more() {
         let kawhi = kawhi(exact());
         let key = [true, false, false, true, false];
-        assert_eq!(*kawhi.key_cells(&Prompt(vec![image(5, &[0, 3])]).images()[0]).unwrap(), key);
         // The second completion is shorter; its padding is as bad as can be.
         let groups = [group(vec![image(5, &[0, 3])], &[&[3, 1, 3, 0], &[3, 2, 3]])];
-        let states = signals(queries(&[&[0.8, 0.6, 0.5, 0.3], &[0.1, 0.2, 0.3, f32::NAN]]), vec![keys(&key)]);
-        let weights = kawhi.weights(&groups, &states).unwrap();
+        let response = queries(&[&[0.8, 0.6, 0.5, 0.3], &[0.1, 0.2, 0.3, f32::NAN]]);
+        let credit = kawhi.assign(&groups, &chosen(&kawhi, &groups, response, &[&key])).unwrap();
         let [first, second] = two_weights(0.7, 0.4);
-        close(&weights[0], &[first, first, second, second]);
+        close(&credit[0].weights, &[first, first, second, second]);
+        let evidence = credit[0].evidence.as_ref().unwrap();
+        assert_eq!(evidence.segments, [0..2, 2..4]);
+        close(&evidence.alignment, &[0.8, 0.6, 0.5, 0.3]);
+        assert_eq!(*evidence.visual_tokens, [0, 3]);
         // No blank line: plain GRPO, exactly.
-        assert_eq!(weights[1], [1.0; 3]);
+        assert_eq!(credit[1].weights, [1.0; 3]);
+        assert_eq!(credit[1].evidence.as_ref().unwrap().alignment.len(), 3);
     }
 
     #[test]
@@ -269,36 +426,97 @@ mod tests {
         let images = vec![image(3, &[1]), image(4, &[3])];
         let key = [false, true, false, false, false, false, true];
         let groups = [group(vec![image(1, &[0])], &[&[3]]), group(images, &[&[3, 1, 3]])];
-        let states = signals(queries(&[&[0.0; 3], &[0.8, 0.6, 0.4]]), vec![keys(&[true]), keys(&key)]);
-        let weights = kawhi.weights(&groups, &states).unwrap();
-        assert_eq!(weights[0], [1.0]);
+        let response = || queries(&[&[0.0; 3], &[0.8, 0.6, 0.4]]);
+        let found = weights(&kawhi, &groups, &chosen(&kawhi, &groups, response(), &[&[true], &key]));
+        assert_eq!(found[0], [1.0]);
         let [first, second] = two_weights(0.7, 0.4);
-        close(&weights[1], &[first, first, second]);
+        close(&found[1], &[first, first, second]);
         // Were the masks swapped, other tokens would be compared.
         let swapped =
             [group(vec![image(1, &[0])], &[&[3]]), group(vec![image(4, &[3]), image(3, &[1])], &[&[3, 1, 3]])];
-        assert!((kawhi.weights(&swapped, &states).unwrap()[1][0] - first).abs() > 1e-3);
+        let found = weights(&kawhi, &swapped, &chosen(&kawhi, &swapped, response(), &[&[true], &key]));
+        assert!((found[1][0] - first).abs() > 1e-3);
     }
 
     #[test]
-    fn listed_heads_are_compared() {
+    fn heads_share_the_comparison() {
         // Two query heads on one key head; head 1 sees the paragraphs the other way round.
-        let queries = Tensor::cat(vec![queries(&[&[0.7, 0.7, 0.4]]), queries(&[&[0.4, 0.4, 0.7]])], 1);
+        let both = [queries(&[&[0.7, 0.7, 0.4]]), queries(&[&[0.4, 0.4, 0.7]])];
         let groups = [group(vec![image(2, &[0])], &[&[3, 1, 3]])];
-        let states = signals(queries, vec![keys(&[true, false])]);
-        let weights = |heads| kawhi(KawhiConfig { heads, ..exact() }).weights(&groups, &states).unwrap().remove(0);
+        let kawhi = kawhi(exact());
+        let found = |response| weights(&kawhi, &groups, &signals(response, vec![keys(&[true])])).remove(0);
         let [high, low] = two_weights(0.7, 0.4);
-        close(&weights(Heads::List(vec![0])), &[high, high, low]);
-        close(&weights(Heads::List(vec![1])), &[low, low, high]);
-        close(&weights(Heads::All), &[0.55; 3]);
+        close(&found(both[0].clone()), &[high, high, low]);
+        close(&found(both[1].clone()), &[low, low, high]);
+        close(&found(Tensor::cat(both.to_vec(), 1)), &[0.55; 3]);
+    }
+
+    #[test]
+    fn vision_zip_compares_with_the_tokens_that_receive_most_attention() {
+        let kawhi = kawhi(KawhiConfig { regions: RegionSelection::VisionZip, ..exact() });
+        let groups = [group(vec![image(2, &[0]), image(3, &[1])], &[&[3, 1, 3]])];
+        // Half of each image, rounded up: token 1 of the first, tokens 0 and 2 of the second, which point along x.
+        let attention = Tensor::from_floats([0.1, 0.9, 0.8, 0.1, 0.7], &Device::flex());
+        let mut signals = signals(queries(&[&[0.8, 0.6, 0.4]]), vec![keys(&[false, true, true, false, true])]);
+        assert!(matches!(error(&kawhi, &groups, &signals), Error::MissingSignal { signal: "image_attention" }));
+        signals.image_attention = Some(vec![attention.clone()]);
+        let credit = kawhi.assign(&groups, &signals).unwrap().remove(0);
+        let [first, second] = two_weights(0.7, 0.4);
+        close(&credit.weights, &[first, first, second]);
+        assert_eq!(*credit.evidence.unwrap().visual_tokens, [1, 2, 4]);
+        signals.image_attention = Some(vec![attention.narrow(0, 0, 4)]);
+        let found = error(&kawhi, &groups, &signals);
+        assert!(matches!(found, Error::VisualTokens { signal: "attention", found: 5, expected: 4, .. }));
+    }
+
+    #[test]
+    fn granularity_decides_what_gets_a_weight() {
+        let groups = [group(vec![image(2, &[0])], &[&[3, 1, 3, 0]])];
+        let found = |granularity| {
+            let kawhi = kawhi(KawhiConfig { granularity, ..exact() });
+            weights(&kawhi, &groups, &signals(queries(&[&[0.8, 0.6, 0.4, 0.2]]), vec![keys(&[true])])).remove(0)
+        };
+        // By hand: every token by itself at tau 0.1, exp(0, -2, -4, -6) over their sum.
+        let exponentials = [0.0f32, -2.0, -4.0, -6.0].map(f32::exp);
+        let sum: f32 = exponentials.iter().sum();
+        let expected = exponentials.map(|value| 0.1 + 0.9 * (0.9 * value / sum + 0.1 / 4.0));
+        close(&found(Granularity::Token), &expected);
+        let [first, second] = two_weights(0.7, 0.3);
+        close(&found(Granularity::Paragraph), &[first, first, second, second]);
+    }
+
+    #[test]
+    fn selector_and_segmenter_may_be_somebodys_own() {
+        struct Last;
+        impl RegionSelector for Last {
+            fn select(&self, image: &ImageView<'_>, _: Option<&[f32]>) -> Result<Vec<bool>, Error> {
+                let (rows, columns) = image.grid()?;
+                // None of a single cell, which chooses it all the same.
+                Ok((1..=rows * columns).map(|cell| cell == rows * columns && cell > 1).collect())
+            }
+        }
+        struct Halves;
+        impl Segmenter for Halves {
+            fn segment(&self, texts: &[&str]) -> Vec<std::ops::Range<usize>> {
+                vec![0..texts.len() / 2, texts.len() / 2..texts.len()]
+            }
+        }
+        let kawhi = kawhi(exact()).with_selector(Last).with_segmenter(Halves);
+        let groups = [group(vec![image(3, &[0]), image(1, &[])], &[&[3, 3, 3, 3]])];
+        let response = queries(&[&[0.8, 0.6, 0.4, 0.2]]);
+        let states = chosen(&kawhi, &groups, response, &[&[false, false, true, true]]);
+        let credit = kawhi.assign(&groups, &states).unwrap().remove(0);
+        let [first, second] = two_weights(0.7, 0.3);
+        close(&credit.weights, &[first, first, second, second]);
+        assert_eq!(*credit.evidence.unwrap().visual_tokens, [2, 3]);
     }
 
     #[test]
     fn mean_one_normalises_every_completion() {
-        let paragraphs = ParagraphConfig { normalize: Normalize::MeanOne, ..ParagraphConfig::default() };
+        let mean_one = WeightConfig { normalize: Normalize::MeanOne, ..WeightConfig::default() };
         let groups = [group(vec![image(2, &[0])], &[&[3, 1, 3, 3], &[3]])];
-        let states = signals(queries(&[&[0.8, 0.6, 0.4, 0.1], &[0.1; 4]]), vec![keys(&[true, false])]);
-        for weights in kawhi(KawhiConfig { paragraphs, ..exact() }).weights(&groups, &states).unwrap() {
+        let states = signals(queries(&[&[0.8, 0.6, 0.4, 0.1], &[0.1; 4]]), vec![keys(&[true])]);
+        for weights in weights(&kawhi(KawhiConfig { weights: mean_one, ..exact() }), &groups, &states) {
             assert!((weights.iter().sum::<f32>() / weights.len() as f32 - 1.0).abs() < 1e-6, "{weights:?}");
         }
     }
@@ -307,32 +525,36 @@ mod tests {
     fn regions_are_kept_by_content() {
         let kawhi = kawhi(KawhiConfig::default());
         let [one, same, other] = [image(6, &[0]), image(6, &[0]), image(6, &[1])];
-        let key = |image| kawhi.key_cells(&Prompt(vec![image]).images()[0]).unwrap();
-        let (one, same, other) = (key(one), key(same), key(other));
+        let chosen = |image| kawhi.chosen_of(&Prompt(vec![image]).images()[0]).unwrap();
+        let (one, same, other) = (chosen(one), chosen(same), chosen(other));
         assert!(Arc::ptr_eq(&one, &same));
         assert_ne!(one, other);
-        assert_eq!(kawhi.key_cells.lock().unwrap().len(), 2);
+        assert_eq!(kawhi.chosen.lock().unwrap().len(), 2);
     }
 
     #[test]
     fn a_batch_without_tokens_has_no_weights() {
         let groups = [group(vec![image(2, &[0])], &[&[], &[]])];
-        let states = signals(Tensor::zeros([2, 1, 1, 2], &Device::flex()), vec![keys(&[true, false])]);
-        assert_eq!(kawhi(exact()).weights(&groups, &states).unwrap(), [Vec::<f32>::new(), Vec::new()]);
+        let states = signals(Tensor::zeros([2, 1, 1, 2], &Device::flex()), vec![keys(&[true])]);
+        assert_eq!(weights(&kawhi(exact()), &groups, &states), [Vec::<f32>::new(), Vec::new()]);
         let none: [Group<Prompt>; 0] = [];
         let states = signals(Tensor::zeros([0, 1, 0, 2], &Device::flex()), Vec::new());
-        assert!(kawhi(exact()).weights(&none, &states).unwrap().is_empty());
+        assert!(kawhi(exact()).assign(&none, &states).unwrap().is_empty());
+    }
+
+    fn error(kawhi: &Kawhi, groups: &[Group<Prompt>], signals: &Signals) -> Error {
+        match kawhi.assign(groups, signals) {
+            Err(firesight_rl::Error::Credit(source)) => *source.downcast::<Error>().unwrap(),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn errors_are_named() {
         let kawhi = kawhi(exact());
-        let run = |groups: &[Group<Prompt>], signals: &Signals| match kawhi.weights(groups, signals) {
-            Err(firesight_rl::Error::Credit(source)) => *source.downcast::<Error>().unwrap(),
-            other => panic!("{other:?}"),
-        };
+        let run = |groups: &[Group<Prompt>], signals: &Signals| error(&kawhi, groups, signals);
         let groups = [group(vec![image(2, &[0])], &[&[3, 3]])];
-        let right = || (queries(&[&[0.1, 0.2]]), vec![keys(&[true, false])]);
+        let right = || (queries(&[&[0.1, 0.2]]), vec![keys(&[true])]);
 
         assert!(matches!(run(&groups, &Signals::default()), Error::MissingSignal { signal: "attention" }));
         let (states, _) = right();
@@ -345,7 +567,8 @@ mod tests {
         assert!(matches!(run(&groups, &states), Error::TokenCount { completion: 0, found: 1, expected: 2 }));
         let (states, _) = right();
         let states = signals(states, vec![keys(&[true, false, false])]);
-        assert!(matches!(run(&groups, &states), Error::VisualTokens { group: 0, found: 3, expected: 2 }));
+        let found = run(&groups, &states);
+        assert!(matches!(found, Error::VisualTokens { signal: "attention", group: 0, found: 3, expected: 1 }));
         let (states, visual_keys) = right();
         let blind = [group(vec![], &[&[3, 3]])];
         assert!(matches!(run(&blind, &signals(states, visual_keys)), Error::NoImage { group: 0 }));
@@ -355,5 +578,15 @@ mod tests {
 
         let config = KawhiConfig { heads: Heads::List(vec![]), ..exact() };
         assert!(matches!(Kawhi::new(config, |_| String::new()), Err(Error::NoHeads)));
+        struct Wrong;
+        impl RegionSelector for Wrong {
+            fn select(&self, _: &ImageView<'_>, _: Option<&[f32]>) -> Result<Vec<bool>, Error> {
+                Ok(vec![true])
+            }
+        }
+        let own = Kawhi::new(exact(), |_| String::new()).unwrap().with_selector(Wrong);
+        let (states, visual_keys) = right();
+        let found = error(&own, &groups, &signals(states, visual_keys));
+        assert!(matches!(found, Error::Selection { found: 1, expected: 2 }));
     }
 }

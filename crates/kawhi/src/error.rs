@@ -21,14 +21,6 @@ pub enum Error {
         /// The index that occurs twice.
         head: usize,
     },
-    /// The list of heads names a head that the layer does not have.
-    #[error("head {head} is listed, but the layer has {heads} query heads")]
-    HeadOutOfRange {
-        /// The index listed.
-        head: usize,
-        /// Query heads of the layer.
-        heads: usize,
-    },
     /// The pixels of an image do not fill a whole number of cells.
     #[error("{bytes} bytes are not an RGB image of {width} x {height} pixels made of whole cells of {cell} x {cell}")]
     ImageShape {
@@ -79,35 +71,37 @@ pub enum Error {
         /// Index of the group in the batch.
         group: usize,
     },
-    /// The images of a prompt have another number of visual tokens than the model made of them.
-    #[error("the images of group {group} have {expected} visual tokens, but keys came for {found}")]
+    /// A signal is of another number of visual tokens than was asked for.
+    #[error("the signal {signal} of group {group} is of {found} visual tokens, not {expected}")]
     VisualTokens {
+        /// Its name.
+        signal: &'static str,
         /// Index of the group in the batch.
         group: usize,
-        /// Visual tokens with keys.
+        /// Visual tokens that it is of.
         found: usize,
-        /// Cells of all images of the prompt.
+        /// Those asked for.
         expected: usize,
     },
-    /// Queries and keys are not those of one attention layer.
-    #[error("queries of shape {queries:?} and keys of shape {keys:?} do not belong to one layer")]
+    /// A region selector chose among another number of visual tokens than the image has.
+    #[error("the region selector decided about {found} visual tokens of an image that has {expected}")]
+    Selection {
+        /// Visual tokens that it decided about.
+        found: usize,
+        /// Cells of the image.
+        expected: usize,
+    },
+    /// States of the response and visual keys are not those of one attention layer.
+    #[error("states of shape {response:?} and keys of shape {keys:?} do not belong to one layer")]
     AttentionShape {
-        /// `[completions, query heads, tokens, head_dim]`.
-        queries: [usize; 4],
+        /// `[completions, heads, tokens, head_dim]`.
+        response: [usize; 4],
         /// `[key heads, visual tokens, head_dim]`.
         keys: [usize; 3],
     },
     /// No visual token is selected.
     #[error("no visual token is selected")]
     NoSelection,
-    /// A visual token is selected that the image does not have.
-    #[error("visual token {token} is selected, but there are {tokens}")]
-    SelectionOutOfRange {
-        /// The index selected.
-        token: usize,
-        /// Visual tokens of the prompt.
-        tokens: usize,
-    },
     /// Spans do not partition a response.
     #[error("paragraph {paragraph} does not continue a partition of {tokens} tokens")]
     Spans {
@@ -123,6 +117,6 @@ pub enum Error {
         /// Index of the token in the response.
         token: usize,
         /// Its alignment.
-        found: f32,
+        found: f64,
     },
 }

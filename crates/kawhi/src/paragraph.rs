@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use crate::{Error, Normalize, ParagraphConfig};
+use crate::{Error, Normalize, WeightConfig};
 
 /// Splits a response at its blank lines (arXiv 2603.27375, section 3.4): ranges of tokens that partition it.
 ///
@@ -57,18 +57,13 @@ pub fn paragraphs<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<Range<usi
 ///
 /// # Errors
 /// When the spans are no partition, or an alignment is not finite, or the configuration is out of range.
-pub fn paragraph_weights(
-    alignment: &[f32],
-    spans: &[Range<usize>],
-    config: &ParagraphConfig,
-) -> Result<Vec<f64>, Error> {
+pub fn paragraph_weights(alignment: &[f64], spans: &[Range<usize>], config: &WeightConfig) -> Result<Vec<f64>, Error> {
     config.validate()?;
     check_partition(spans, alignment.len())?;
     if let Some((token, &found)) = alignment.iter().enumerate().find(|(_, value)| !value.is_finite()) {
         return Err(Error::NonFinite { token, found });
     }
-    let mean =
-        |span: &Range<usize>| alignment[span.clone()].iter().copied().map(f64::from).sum::<f64>() / span.len() as f64;
+    let mean = |span: &Range<usize>| alignment[span.clone()].iter().sum::<f64>() / span.len() as f64;
     let means: Vec<f64> = spans.iter().map(mean).collect();
     let largest = means.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let exponentials: Vec<f64> = means.iter().map(|mean| ((mean - largest) / config.tau).exp()).collect();
@@ -93,7 +88,7 @@ pub fn paragraph_weights(
 ///
 /// # Errors
 /// Those of [`paragraph_weights`].
-pub fn token_weights(alignment: &[f32], spans: &[Range<usize>], config: &ParagraphConfig) -> Result<Vec<f32>, Error> {
+pub fn token_weights(alignment: &[f64], spans: &[Range<usize>], config: &WeightConfig) -> Result<Vec<f32>, Error> {
     let weights = paragraph_weights(alignment, spans, config)?;
     Ok(weights.iter().zip(spans).flat_map(|(&weight, span)| std::iter::repeat_n(weight as f32, span.len())).collect())
 }
@@ -172,17 +167,17 @@ mod tests {
     #[test]
     fn weights_follow_equation_15() {
         // Means 0.1 and 0.1 + 0.1 ln 3: softmax at tau 0.1 is (1/4, 3/4).
-        let second = 0.1 + 0.1 * 3f32.ln();
+        let second = 0.1 + 0.1 * 3f64.ln();
         let alignment = [0.0, 0.2, second, second, second];
         let spans = [0..2, 2..5];
-        let config = ParagraphConfig::default();
+        let config = WeightConfig::default();
         let weights = paragraph_weights(&alignment, &spans, &config).unwrap();
         // 0.9 * (0.25, 0.75) + 0.05 = (0.275, 0.725); 0.1 + 0.9 of that.
-        assert!((weights[0] - 0.3475).abs() < 1e-6 && (weights[1] - 0.7525).abs() < 1e-6, "{weights:?}");
+        assert!((weights[0] - 0.3475).abs() < 1e-12 && (weights[1] - 0.7525).abs() < 1e-12, "{weights:?}");
         let tokens = token_weights(&alignment, &spans, &config).unwrap();
         assert_eq!(tokens, [weights[0], weights[0], weights[1], weights[1], weights[1]].map(|weight| weight as f32));
         // The token mean is (2 * 0.3475 + 3 * 0.7525) / 5 = 0.5905.
-        let config = ParagraphConfig { normalize: Normalize::MeanOne, ..config };
+        let config = WeightConfig { normalize: Normalize::MeanOne, ..config };
         let tokens = token_weights(&alignment, &spans, &config).unwrap();
         assert!((tokens[0] - 0.3475 / 0.5905).abs() < 1e-5 && (tokens[4] - 0.7525 / 0.5905).abs() < 1e-5, "{tokens:?}");
         assert!((tokens.iter().sum::<f32>() - 5.0).abs() < 1e-5);
@@ -191,17 +186,17 @@ mod tests {
     #[test]
     fn one_paragraph_is_the_base_algorithm() {
         for lambda in [0.0, 0.1, 0.3, 0.7, 1.0] {
-            let config = ParagraphConfig { lambda, ..ParagraphConfig::default() };
+            let config = WeightConfig { lambda, ..WeightConfig::default() };
             assert_eq!(token_weights(&[0.3, -0.2, 0.9], &[0..3], &config).unwrap(), [1.0; 3]);
         }
     }
 
     #[test]
     fn the_mean_over_paragraphs_shrinks_with_their_number() {
-        let alignment: Vec<f32> = (0..24u8).map(|at| (f32::from(at) * 1.7).sin()).collect();
+        let alignment: Vec<f64> = (0..24u8).map(|at| (f64::from(at) * 1.7).sin()).collect();
         for count in 1..=24 {
             let spans: Vec<Range<usize>> = (0..count).map(|at| at..at + 1).collect();
-            let weights = paragraph_weights(&alignment[..count], &spans, &ParagraphConfig::default()).unwrap();
+            let weights = paragraph_weights(&alignment[..count], &spans, &WeightConfig::default()).unwrap();
             let mean = weights.iter().sum::<f64>() / count as f64;
             assert!((mean - (0.1 + 0.9 / count as f64)).abs() < 1e-12, "{count}: {mean}");
             assert!(weights.iter().all(|weight| (0.1..=1.0).contains(weight)));
@@ -210,13 +205,13 @@ mod tests {
 
     #[test]
     fn an_empty_response_has_no_weights() {
-        assert!(token_weights(&[], &[], &ParagraphConfig::default()).unwrap().is_empty());
+        assert!(token_weights(&[], &[], &WeightConfig::default()).unwrap().is_empty());
     }
 
     #[test]
     fn errors_are_named() {
-        let run = |alignment: &[f32], spans: &[Range<usize>]| {
-            paragraph_weights(alignment, spans, &ParagraphConfig::default()).unwrap_err()
+        let run = |alignment: &[f64], spans: &[Range<usize>]| {
+            paragraph_weights(alignment, spans, &WeightConfig::default()).unwrap_err()
         };
         let paragraph = |spans: &[Range<usize>]| match run(&[0.0; 4], spans) {
             Error::Spans { paragraph, tokens: 4 } => paragraph,
@@ -227,6 +222,6 @@ mod tests {
         assert_eq!(paragraph(&[0..2, 2..2, 2..4]), 1);
         assert_eq!(paragraph(&[0..5]), 0);
         assert_eq!(paragraph(&[0..2]), 1);
-        assert!(matches!(run(&[0.0, f32::NAN], &[0..2]), Error::NonFinite { token: 1, .. }));
+        assert!(matches!(run(&[0.0, f64::NAN], &[0..2]), Error::NonFinite { token: 1, .. }));
     }
 }

@@ -50,6 +50,14 @@ pub(crate) fn content_hash(pixels: &[u8]) -> u128 {
     XxHash3_128::oneshot(pixels)
 }
 
+/// Seed of what is drawn for an image.
+pub(crate) fn seed_of(seed: u64, content: u128) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..24].copy_from_slice(&content.to_le_bytes());
+    bytes
+}
+
 /// Merges neighbours (eq. 8) and numbers the components in raster order of first appearance.
 fn components(structure: &Structure, delta_s: f64, delta_l: f64) -> Vec<usize> {
     let Structure { grid: (rows, columns), lambda_max, lambda_min, luminance } = structure;
@@ -106,10 +114,7 @@ fn median(values: &[f64]) -> f64 {
 
 /// Structured cells and a random share of each other component (eq. 11).
 fn key_cells(structured: &[bool], component: &[usize], config: &SgufConfig, content: u128) -> Vec<bool> {
-    let mut seed = [0; 32];
-    seed[..8].copy_from_slice(&config.seed.to_le_bytes());
-    seed[8..24].copy_from_slice(&content.to_le_bytes());
-    let mut rng = ChaCha8Rng::from_seed(seed);
+    let mut rng = ChaCha8Rng::from_seed(seed_of(config.seed, content));
 
     let mut key = structured.to_vec();
     let mut weak: Vec<Vec<usize>> = vec![Vec::new(); component.iter().max().map_or(0, |last| last + 1)];

@@ -28,7 +28,7 @@
 //! impl Policy for Table {
 //!     type Prompt = u32;
 //!
-//!     fn score(&self, groups: &[Group<u32>], temperature: f32, _: SignalSet) -> Result<Scores, Error> {
+//!     fn score(&self, groups: &[Group<u32>], temperature: f32, _: &SignalSet) -> Result<Scores, Error> {
 //!         // One row for every token that was drawn: what stood before it.
 //!         let answers = groups.iter().flat_map(|group| group.completions.iter().map(|answer| (&group.prompt, answer)));
 //!         let rows = answers.flat_map(|(prompt, answer)| (0..answer.tokens.len()).map(move |n| (prompt, &answer.tokens[..n])));
@@ -164,7 +164,7 @@ pub use advantage::{Advantage, AdvantageEstimator, Baseline, Deviation, Gdpo, Re
 pub use aggregation::{Aggregation, Coefficients};
 pub use algorithm::Algorithm;
 pub use autoregressive::sample_from_logits;
-pub use credit::{CreditAssigner, Uniform};
+pub use credit::{CreditAssigner, Evidence, TokenCredit, Uniform};
 pub use deadline::Deadline;
 pub use error::Error;
 pub use evaluation::{Estimate, pass_at_k};
@@ -182,7 +182,7 @@ pub use random::stream;
 pub use reward::{Overlong, Reward, RewardPart};
 pub use rollout::{Completion, Group, Rollout};
 pub use schedule::{Decay, Schedule};
-pub use signals::{AttentionStates, Rope, SignalSet, Signals};
+pub use signals::{AttentionRequest, AttentionStates, ResponseStates, Rope, SignalSet, Signals};
 pub use task::{Task, TaskError};
 pub use top_entropy::top_entropy_mask;
 pub use trainer::{StepReport, Trainer, Update};

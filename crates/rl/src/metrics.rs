@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::advantage::mean;
-use crate::{Bound, Deviation, Reward, Rollout};
+use crate::{Bound, Deviation, Reward, Rollout, TokenCredit};
 
 /// Names and values in the order they are written.
 pub type Metrics = Vec<(String, f64)>;
@@ -10,7 +10,7 @@ pub type Metrics = Vec<(String, f64)>;
 /// Wall-clock time of the parts of a step. They add up to the step but for bookkeeping.
 ///
 /// Inside the update, forward and backward passes of several threads overlap; the time of the phase is divided between
-/// `score` and `update` in the proportion of the time the threads spent in forward passes. On devices that run
+/// `score`, `credit` and `update` in the proportion of the time the threads spent on each. So is sampling. On devices that run
 /// asynchronously a forward pass only queues work, so there most of the phase reads as `update`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timing {
@@ -18,6 +18,9 @@ pub struct Timing {
     pub sample: Duration,
     /// Grading them.
     pub reward: Duration,
+    /// Assigning credit, as completions are drawn or in passes with gradients; what is read from a scoring pass of its
+    /// own is part of `score`.
+    pub credit: Duration,
     /// Forward passes over completions, with and without gradients.
     pub score: Duration,
     /// Loss, backward passes and optimizer.
@@ -42,8 +45,9 @@ pub(crate) struct TokenSums {
     pub(crate) difference_tokens: usize,
     pub(crate) difference: f64,
     pub(crate) difference_max: f64,
-    /// Time a thread spent in the forward pass, and in all of the micro-batch.
+    /// Time a thread spent in the forward pass, on credit, and in all of the micro-batch.
     pub(crate) forward: Duration,
+    pub(crate) on_credit: Duration,
     pub(crate) busy: Duration,
 }
 
@@ -71,6 +75,7 @@ impl TokenSums {
         self.difference += other.difference;
         self.difference_max = self.difference_max.max(other.difference_max);
         self.forward += other.forward;
+        self.on_credit += other.on_credit;
         self.busy += other.busy;
     }
 }
@@ -114,7 +119,7 @@ pub(crate) fn batch_metrics<P>(rollout: &Rollout<P>, advantages: &[Vec<f32>]) ->
 
 /// What the updates of a batch did. Losses and norms are means over the optimizer steps, everything else is a mean
 /// over tokens; without an optimizer step there is nothing to tell but the number of steps.
-pub(crate) fn update_metrics(sums: &TokenSums, norms: &[f64], kl: bool) -> Metrics {
+pub(crate) fn update_metrics(sums: &TokenSums, norms: &[f64], kl: bool, credit: &[Vec<TokenCredit>]) -> Metrics {
     let steps = norms.len() as f64;
     let mut metrics = vec![("update/optimizer_steps".into(), steps)];
     if norms.is_empty() {
@@ -134,6 +139,13 @@ pub(crate) fn update_metrics(sums: &TokenSums, norms: &[f64], kl: bool) -> Metri
         ("ratio/max".into(), sums.ratio_max),
         ("grad/norm".into(), mean(norms.iter().copied())),
         ("credit/weight_mean".into(), sums.credit / tokens),
+    ]);
+    let segments: Vec<f64> =
+        credit.iter().flatten().filter_map(|credit| Some(credit.evidence.as_ref()?.segments.len() as f64)).collect();
+    if !segments.is_empty() {
+        metrics.push(("credit/paragraphs_mean".into(), mean(segments.into_iter())));
+    }
+    metrics.extend([
         ("rollout/log_prob_diff_max".into(), sums.difference_max),
         ("rollout/log_prob_diff_mean".into(), sums.difference / sums.difference_tokens.max(1) as f64),
     ]);
@@ -145,6 +157,7 @@ pub(crate) fn timing_metrics(timing: Timing, step: Duration, generated: usize, t
     let mut metrics: Metrics = [
         ("time/sample_s", timing.sample),
         ("time/reward_s", timing.reward),
+        ("time/credit_s", timing.credit),
         ("time/score_s", timing.score),
         ("time/update_s", timing.update),
         ("time/step_s", step),

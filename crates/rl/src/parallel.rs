@@ -56,32 +56,52 @@ where
     P: Sync,
     S: Sampler<P> + Clone + Send,
 {
+    let draw = |sampler: &S, prompts: &[P], sampling| {
+        let groups = sampler.sample(prompts, group_size, sampling)?;
+        check_groups(&groups, prompts.len(), group_size)?;
+        Ok(groups)
+    };
+    let groups = draw_in_parallel(sampler, prompts, group_size, sampling, batch, threads, draw)?;
+    Ok(groups.into_iter().flatten().collect())
+}
+
+/// Runs `draw` over `batch` prompts at a time on `threads` threads, with the streams of their completions; what it
+/// returns comes in the order of the prompts.
+pub(crate) fn draw_in_parallel<P: Sync, S: Clone + Send, T: Send>(
+    sampler: &S,
+    prompts: &[P],
+    group_size: usize,
+    sampling: Sampling,
+    batch: usize,
+    threads: usize,
+    draw: impl Fn(&S, &[P], Sampling) -> Result<T, Error> + Sync,
+) -> Result<Vec<T>, Error> {
     let batches: Vec<&[P]> = prompts.chunks(batch.max(1)).collect();
     let workers = vec![sampler.clone(); threads.min(batches.len())];
-    let mut sampled = Vec::with_capacity(prompts.len());
+    let mut drawn = Vec::with_capacity(batches.len());
     in_order(
         workers,
         batches.len(),
         |sampler, job| {
             let first_stream = sampling.first_stream + (job * batch * group_size) as u64;
-            let groups = sampler.sample(batches[job], group_size, Sampling { first_stream, ..sampling })?;
-            check_count("groups of completions", groups.len(), batches[job].len())?;
-            for group in &groups {
-                check_count("completions in a group", group.len(), group_size)?;
-                for completion in group {
-                    check_count(
-                        "log-probabilities of a completion",
-                        completion.log_probs.len(),
-                        completion.tokens.len(),
-                    )?;
-                }
-            }
-            Ok(groups)
+            draw(sampler, batches[job], Sampling { first_stream, ..sampling })
         },
-        |groups| {
-            sampled.extend(groups);
+        |found| {
+            drawn.push(found);
             Ok(())
         },
     )?;
-    Ok(sampled)
+    Ok(drawn)
+}
+
+/// Refuses completions of a sampler that returned another number of anything than it was asked for.
+pub(crate) fn check_groups(groups: &[Vec<Completion>], prompts: usize, group_size: usize) -> Result<(), Error> {
+    check_count("groups of completions", groups.len(), prompts)?;
+    for group in groups {
+        check_count("completions in a group", group.len(), group_size)?;
+        for completion in group {
+            check_count("log-probabilities of a completion", completion.log_probs.len(), completion.tokens.len())?;
+        }
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use crate::metrics::TokenSums;
 use crate::rows::{check_shape, mask, pad, sampled, values};
 use crate::{
     Algorithm, Coefficients, CreditAssigner, Error, Group, KlPenalty, LossInput, Policy, PolicyLoss, SignalSet,
-    Signals, TokenLoss,
+    Signals, TokenCredit, TokenLoss,
 };
 
 /// What is known of the rows of a batch before the first update. All of it lies on the host.
@@ -19,8 +19,8 @@ use crate::{
 pub(crate) struct Known {
     /// One advantage a row.
     pub(crate) advantages: Vec<f32>,
-    /// Credit weights; `None` when they come with the pass itself.
-    pub(crate) credit: Option<Vec<Vec<f32>>>,
+    /// Credit; `None` when it comes with the pass itself.
+    pub(crate) credit: Option<Vec<TokenCredit>>,
     /// Log-probabilities under the reference policy, for a KL penalty in the loss.
     pub(crate) reference: Option<Vec<Vec<f32>>>,
     /// Entropies under the sampling policy, where only the highest count.
@@ -45,14 +45,14 @@ pub(crate) struct Pass<'a, P> {
 /// What one micro-batch brings home beside its gradient.
 pub(crate) struct MicroBatchResult {
     pub(crate) sums: TokenSums,
-    pub(crate) credit: Vec<Vec<f32>>,
+    pub(crate) credit: Vec<TokenCredit>,
 }
 
 /// Rows of one micro-batch as they are on the host.
 struct HostRows<'a> {
     sampled: &'a [&'a [f32]],
     credited: &'a [Vec<f32>],
-    credit: &'a [Vec<f32>],
+    credit: &'a [TokenCredit],
     coefficients: &'a Coefficients,
 }
 
@@ -67,22 +67,28 @@ impl<P: Clone> Pass<'_, P> {
         let rows = batch.rows(&pieces);
         let lengths = &batch.lengths[rows.clone()];
         let groups = &batch.pieces[pieces];
-        let signals = if self.known.credit.is_some() { SignalSet::default() } else { self.credit.signals() };
-        let scores = policy.score(groups, self.temperature, signals)?;
+        let signals = match self.known.credit {
+            Some(_) => SignalSet::default(),
+            None => signals_of(self.credit, groups)?,
+        };
+        let mut on_credit = start.elapsed();
+        let scores = policy.score(groups, self.temperature, &signals)?;
         check_shape(&scores, lengths)?;
         if !scores.log_probs.is_tracked() {
             return Err(Error::NotDifferentiable);
         }
+        let start_of_credit = Instant::now();
         let credit = match &self.known.credit {
             Some(known) => known[rows.clone()].to_vec(),
-            None => credit_weights(self.credit, groups, lengths, &scores.signals)?,
+            None => credit_of(self.credit, groups, &scores.signals)?,
         };
-        let forward = start.elapsed();
+        on_credit += start_of_credit.elapsed();
+        let forward = start.elapsed() - on_credit;
 
         let credited: Vec<Vec<f32>> = credit
             .iter()
             .zip(&self.known.advantages[rows.clone()])
-            .map(|(weights, advantage)| weights.iter().map(|weight| weight * advantage).collect())
+            .map(|(credit, advantage)| credit.weights.iter().map(|weight| weight * advantage).collect())
             .collect();
         let sampled = sampled(groups);
         let own = rows.start - self.first_row..rows.end - self.first_row;
@@ -110,6 +116,7 @@ impl<P: Clone> Pass<'_, P> {
         let mut sums = self.sums(&tokens, &values(&scores.log_probs)?, &host, rows.start)?;
         let gradients = GradientsParams::from_grads(total.backward(), policy);
         sums.forward = forward;
+        sums.on_credit = on_credit;
         sums.busy = start.elapsed();
         Ok((gradients, MicroBatchResult { sums, credit }))
     }
@@ -147,7 +154,7 @@ impl<P: Clone> Pass<'_, P> {
                 sums.ratio += f64::from(ratio[at]);
                 sums.ratio_max = sums.ratio_max.max(f64::from(ratio[at]));
                 sums.count_clip(self.algorithm.surrogate.clipped(ratio[at], host.credited[row][token]));
-                sums.credit += f64::from(host.credit[row][token]);
+                sums.credit += f64::from(host.credit[row].weights[token]);
                 if self.first_update {
                     let difference = f64::from((old - log_probs[at]).abs());
                     sums.difference_tokens += 1;
@@ -160,19 +167,28 @@ impl<P: Clone> Pass<'_, P> {
     }
 }
 
-/// Weights of an assigner, checked against the lengths they have to have.
-pub(crate) fn credit_weights<P>(
+/// What an assigner wants to see of groups.
+pub(crate) fn signals_of<P>(credit: &dyn CreditAssigner<P>, groups: &[Group<P>]) -> Result<SignalSet, Error> {
+    credit.signals(&groups.iter().map(|group| &group.prompt).collect::<Vec<_>>())
+}
+
+/// What an assigner makes of groups, with a weight for every token.
+pub(crate) fn credit_of<P>(
     credit: &dyn CreditAssigner<P>,
     groups: &[Group<P>],
-    lengths: &[usize],
     signals: &Signals,
-) -> Result<Vec<Vec<f32>>, Error> {
-    let weights = credit.weights(groups, signals)?;
-    check_count("rows of credit weights", weights.len(), lengths.len())?;
-    match weights.iter().zip(lengths).position(|(weights, &length)| weights.len() != length) {
-        None => Ok(weights),
-        Some(completion) => {
-            Err(Error::CreditLength { completion, found: weights[completion].len(), expected: lengths[completion] })
-        }
+) -> Result<Vec<TokenCredit>, Error> {
+    let found = credit.assign(groups, signals)?;
+    let completions = || groups.iter().flat_map(|group| &group.completions);
+    check_count("completions with credit", found.len(), completions().count())?;
+    for (completion, (credit, answer)) in found.iter().zip(completions()).enumerate() {
+        check_weights(credit, completion, answer.tokens.len())?;
     }
+    Ok(found)
+}
+
+/// Refuses credit that is not one weight a token.
+pub(crate) fn check_weights(credit: &TokenCredit, completion: usize, tokens: usize) -> Result<(), Error> {
+    let found = credit.weights.len();
+    if found == tokens { Ok(()) } else { Err(Error::CreditLength { completion, found, expected: tokens }) }
 }

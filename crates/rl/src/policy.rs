@@ -47,7 +47,7 @@ pub trait Policy: Module + Send {
     ///
     /// # Errors
     /// When a prompt cannot be encoded or a signal is not supported.
-    fn score(&self, groups: &[Group<Self::Prompt>], temperature: f32, signals: SignalSet) -> Result<Scores, Error>;
+    fn score(&self, groups: &[Group<Self::Prompt>], temperature: f32, signals: &SignalSet) -> Result<Scores, Error>;
 }
 
 /// Something that draws completions; usually the policy itself, off the autodiff device.
@@ -57,4 +57,21 @@ pub trait Sampler<P> {
     /// # Errors
     /// When a prompt cannot be encoded.
     fn sample(&self, prompts: &[P], group_size: usize, sampling: Sampling) -> Result<Vec<Vec<Completion>>, Error>;
+
+    /// The same completions, with signals of the forward passes that drew them.
+    ///
+    /// A sampler that cannot hand them out draws all the same and returns none, as this does unless it is implemented;
+    /// the trainer then takes them from a scoring pass.
+    ///
+    /// # Errors
+    /// Those of [`Self::sample`].
+    fn sample_with_signals(
+        &self,
+        prompts: &[P],
+        group_size: usize,
+        sampling: Sampling,
+        _signals: &SignalSet,
+    ) -> Result<(Vec<Vec<Completion>>, Signals), Error> {
+        Ok((self.sample(prompts, group_size, sampling)?, Signals::default()))
+    }
 }

@@ -1,4 +1,4 @@
-use crate::{Error, Reward, Timing};
+use crate::{Error, Reward, Timing, TokenCredit};
 
 /// One sampled answer, as tokens: what the loss trains on is what was sampled, never text encoded again.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -11,6 +11,8 @@ pub struct Completion {
     pub text: String,
     /// Whether generation stopped at the length limit instead of at an end-of-sequence token.
     pub truncated: bool,
+    /// How its advantage is to be split, where that was decided as it was drawn; `None` leaves it to the update.
+    pub credit: Option<TokenCredit>,
 }
 
 /// One prompt with its completions and their rewards.

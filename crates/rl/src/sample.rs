@@ -1,9 +1,12 @@
 //! The first half of a step: from samples of the task to graded groups.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::parallel::{check_groups, draw_in_parallel};
+use crate::pass::credit_of;
 use crate::{
-    Error, Group, Options, Policy, Reward, RewardFailure, Rollout, Sampler, Task, Timing, Trainer, sample_in_parallel,
+    CreditAssigner, Error, Group, Options, Policy, Reward, RewardFailure, Rollout, Sampler, Sampling, SignalSet, Task,
+    Timing, Trainer,
 };
 
 impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
@@ -26,12 +29,13 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
             .enumerate()
             .map(|(sample, row)| task.prompt(row).map_err(|source| Error::Prompt { sample, source }))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut groups = self.sample(prompts)?;
-        let sample = start.elapsed();
+        let (mut groups, credit_share) = self.sample(prompts)?;
+        let elapsed = start.elapsed();
+        let credit = elapsed.mul_f64(credit_share);
 
         let start = Instant::now();
         let failures = self.grade(task, samples, &mut groups)?;
-        let timing = Timing { sample, reward: start.elapsed(), ..Timing::default() };
+        let timing = Timing { sample: elapsed - credit, credit, reward: start.elapsed(), ..Timing::default() };
         Ok(Rollout { drawn: groups.len(), groups, failures, timing })
     }
 
@@ -67,6 +71,7 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
             whole.drawn += round.drawn;
             whole.failures.extend(round.failures);
             whole.timing.sample += round.timing.sample;
+            whole.timing.credit += round.timing.credit;
             whole.timing.reward += round.timing.reward;
             for (group, sample) in round.groups.into_iter().zip(samples) {
                 if !group.rewards_are_equal() {
@@ -78,13 +83,24 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
         Ok((whole, kept))
     }
 
-    fn sample(&mut self, prompts: Vec<P::Prompt>) -> Result<Vec<Group<P::Prompt>>, Error> {
+    /// Draws the completions, with their credit where the sampler hands out the signals of it. Also returns the share of
+    /// the time that credit took.
+    fn sample(&mut self, prompts: Vec<P::Prompt>) -> Result<(Vec<Group<P::Prompt>>, f64), Error> {
         let Options { group_size, sampling, prompts_per_sampling_batch: batch, threads, .. } = self.options;
-        let sampled =
-            sample_in_parallel(&self.policy.valid().materialize(), &prompts, group_size, sampling, batch, threads)?;
-        self.options.sampling.first_stream += (sampled.len() * group_size) as u64;
-        let groups = prompts.into_iter().zip(sampled);
-        Ok(groups.map(|(prompt, completions)| Group { prompt, completions, rewards: Vec::new() }).collect())
+        let policy = self.policy.valid().materialize();
+        let credit = self.credit.as_ref();
+        let draw = |policy: &P, prompts: &[P::Prompt], sampling| draw(policy, credit, prompts, group_size, sampling);
+        let drawn = draw_in_parallel(&policy, &prompts, group_size, sampling, batch, threads, draw)?;
+        self.options.sampling.first_stream += (prompts.len() * group_size) as u64;
+
+        let mut groups = Vec::with_capacity(prompts.len());
+        let (mut on_credit, mut busy) = (Duration::ZERO, Duration::ZERO);
+        for batch in drawn {
+            groups.extend(batch.groups);
+            on_credit += batch.on_credit;
+            busy += batch.busy;
+        }
+        Ok((groups, on_credit.as_secs_f64() / busy.as_secs_f64().max(f64::MIN_POSITIVE)))
     }
 
     /// Grades all completions, and returns the failures that became abstentions.
@@ -119,4 +135,41 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
         }
         Ok(failures)
     }
+}
+
+/// Groups of one sampling batch, with the time that a thread spent on their credit and on all of it.
+struct Drawn<P> {
+    groups: Vec<Group<P>>,
+    on_credit: Duration,
+    busy: Duration,
+}
+
+fn draw<P: Clone, S: Sampler<P>>(
+    sampler: &S,
+    credit: &dyn CreditAssigner<P>,
+    prompts: &[P],
+    group_size: usize,
+    sampling: Sampling,
+) -> Result<Drawn<P>, Error> {
+    let start = Instant::now();
+    let signals = credit.signals(&prompts.iter().collect::<Vec<_>>())?;
+    let mut on_credit = start.elapsed();
+    let (completions, found) = if signals == SignalSet::default() {
+        (sampler.sample(prompts, group_size, sampling)?, None)
+    } else {
+        let (completions, found) = sampler.sample_with_signals(prompts, group_size, sampling, &signals)?;
+        (completions, found.covers(&signals).then_some(found))
+    };
+    check_groups(&completions, prompts.len(), group_size)?;
+    let group = |(prompt, completions): (&P, _)| Group { prompt: prompt.clone(), completions, rewards: Vec::new() };
+    let mut groups: Vec<Group<P>> = prompts.iter().zip(completions).map(group).collect();
+    if let Some(found) = found {
+        let start_of_credit = Instant::now();
+        let credit = credit_of(credit, &groups, &found)?;
+        for (completion, credit) in groups.iter_mut().flat_map(|group| &mut group.completions).zip(credit) {
+            completion.credit = Some(credit);
+        }
+        on_credit += start_of_credit.elapsed();
+    }
+    Ok(Drawn { groups, on_credit, busy: start.elapsed() })
 }

@@ -3,16 +3,18 @@ use std::time::{Duration, Instant};
 use burn::optim::ModuleOptimizer;
 
 use crate::metrics::{batch_metrics, timing_metrics};
-use crate::{Algorithm, CreditAssigner, Error, Group, Metrics, Options, Policy, Rollout, Sampler, Task, Timing};
+use crate::{
+    Algorithm, CreditAssigner, Error, Group, Metrics, Options, Policy, Rollout, Sampler, Task, Timing, TokenCredit,
+};
 
 /// What the updates on a rollout did.
 #[derive(Debug, Clone)]
 pub struct Update {
     /// `[group][completion]`.
     pub advantages: Vec<Vec<f32>>,
-    /// `[group][completion][token]`, as of the first pass; a group that was not trained on has no completions here, a
-    /// completion that was left out of a group no tokens.
-    pub credit: Vec<Vec<Vec<f32>>>,
+    /// `[group][completion]`, as of the first pass; a group that was not trained on has no completions here, a completion
+    /// that was left out of a group no tokens.
+    pub credit: Vec<Vec<TokenCredit>>,
     /// Optimizer steps taken; zero when no group had an advantage, and then the policy is what it was.
     pub optimizer_steps: usize,
     /// Completion tokens trained on, over all passes.
@@ -31,7 +33,7 @@ pub struct StepReport<P> {
     /// See [`Update::advantages`].
     pub advantages: Vec<Vec<f32>>,
     /// See [`Update::credit`].
-    pub credit: Vec<Vec<Vec<f32>>>,
+    pub credit: Vec<Vec<TokenCredit>>,
     /// See [`Update::optimizer_steps`].
     pub optimizer_steps: usize,
     /// Everything worth plotting, in a fixed order.
@@ -46,7 +48,8 @@ impl<P> StepReport<P> {
         let mut metrics = batch_metrics(&rollout, &update.advantages);
         let Rollout { groups, timing, .. } = rollout;
         let generated = groups.iter().flat_map(|group| &group.completions).map(|answer| answer.tokens.len()).sum();
-        let timing = Timing { sample: timing.sample, reward: timing.reward, ..update.timing };
+        let credit = timing.credit + update.timing.credit;
+        let timing = Timing { sample: timing.sample, reward: timing.reward, credit, ..update.timing };
         metrics.extend(update.metrics);
         metrics.extend(timing_metrics(timing, elapsed, generated, update.trained_tokens));
         Self {

@@ -1,7 +1,7 @@
 //! The second half of a step: from graded groups to a new policy.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::optim::GradientsParams;
 
@@ -9,11 +9,12 @@ use crate::batch::Batch;
 use crate::error::check_count;
 use crate::in_order::in_order;
 use crate::metrics::{TokenSums, update_metrics};
-use crate::pass::{Known, Pass, credit_weights};
+use crate::pass::{Known, Pass, check_weights, credit_of, signals_of};
 use crate::rows::{check_shape, mask, pad, sampled, unpad, values};
 use crate::{
     AdvantageEstimator, Coefficients, Completion, Error, Group, KlPenalty, KlPlacement, Metrics, Policy, Reward,
-    Scores, SignalSet, Signals, Timing, Trainer, Update, clip_global_norm, gradients_in_parallel, top_entropy_mask,
+    Scores, SignalSet, Signals, Timing, TokenCredit, Trainer, Update, clip_global_norm, gradients_in_parallel,
+    top_entropy_mask,
 };
 
 impl<P: Policy> Trainer<P> {
@@ -23,9 +24,10 @@ impl<P: Policy> Trainer<P> {
     /// out of a KL penalty too. They still count among the completions and tokens that losses are averaged over, so
     /// without a penalty the gradient is exactly that of the whole batch. When no group is left, nothing is updated.
     ///
-    /// With one mini-batch and one pass, credit weights come out of the scoring pass that the gradient needs anyway.
-    /// With more, credit has to be that of the sampling policy, so a credit method that wants signals costs one
-    /// scoring pass without gradients before the first update; [`crate::Algorithm::top_entropy`] always does.
+    /// Completions that were drawn with their credit keep it. For others, with one mini-batch and one pass, credit comes
+    /// out of the scoring pass that the gradient needs anyway. With more, credit has to be that of the sampling policy,
+    /// so a credit method that wants signals costs one scoring pass without gradients before the first update;
+    /// [`crate::Algorithm::top_entropy`] always does.
     ///
     /// # Errors
     /// [`Error::NonFiniteReward`], [`Error::NonFiniteLoss`] or [`Error::NonFiniteGradient`] name the first bad number,
@@ -43,7 +45,7 @@ impl<P: Policy> Trainer<P> {
         let mut timing = Timing { score: start.elapsed(), ..Timing::default() };
 
         let start = Instant::now();
-        let mut credit: Vec<Vec<Vec<f32>>> = vec![Vec::new(); groups.len()];
+        let mut credit: Vec<Vec<TokenCredit>> = vec![Vec::new(); groups.len()];
         let (mut sums, mut norms) = (TokenSums::default(), Vec::new());
         let per_mini_batch = groups.len().div_ceil(self.options.mini_batches).max(1);
         for pass in 0..self.options.passes_per_rollout {
@@ -70,26 +72,30 @@ impl<P: Policy> Trainer<P> {
                     kept: kept.as_deref(),
                     first_update: norms.is_empty(),
                 };
-                let (gradients, found, weights) = self.gradients(&pass_over, pieces)?;
+                let (gradients, found, credited) = self.gradients(&pass_over, pieces)?;
                 let (gradients, norm) = clip_global_norm(&self.policy, gradients, self.options.max_gradient_norm)?;
                 self.policy = self.optimizer.step(learning_rate, self.policy.clone(), gradients);
                 sums.add(&found);
                 norms.push(norm);
                 if pass == 0 {
-                    for (&(group, place), weights) in places.iter().zip(weights) {
-                        credit[group].resize(groups[group].completions.len(), Vec::new());
-                        credit[group][place] = weights;
+                    for (&(group, place), credited) in places.iter().zip(credited) {
+                        credit[group].resize(groups[group].completions.len(), TokenCredit::default());
+                        credit[group][place] = credited;
                     }
                 }
             }
         }
         self.refresh_reference();
         let elapsed = start.elapsed();
-        let forward = elapsed.mul_f64(sums.forward.as_secs_f64() / sums.busy.as_secs_f64().max(f64::MIN_POSITIVE));
-        timing.score += forward.min(elapsed);
-        timing.update = elapsed.saturating_sub(forward);
+        let share = |part: Duration| {
+            elapsed.mul_f64((part.as_secs_f64() / sums.busy.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0))
+        };
+        let (forward, on_credit) = (share(sums.forward), share(sums.on_credit));
+        timing.score += forward;
+        timing.credit = on_credit;
+        timing.update = elapsed.saturating_sub(forward + on_credit);
         let in_loss = self.algorithm.kl.is_some() && charge.is_none();
-        let mut metrics = update_metrics(&sums, &norms, in_loss);
+        let mut metrics = update_metrics(&sums, &norms, in_loss, &credit);
         metrics.extend(charge.map(|charge| charge_metrics(groups, &charge)).into_iter().flatten());
         Ok(Update { advantages, credit, optimizer_steps: norms.len(), trained_tokens: sums.tokens, metrics, timing })
     }
@@ -109,7 +115,7 @@ impl<P: Policy> Trainer<P> {
             let tokens = estimator.estimate(sampled, scores.log_probs * mask.clone()) * mask;
             values(&tokens.sum_dim(1))
         };
-        self.score_without_gradients(reference, &whole, SignalSet::default(), read).map(Some)
+        self.score_without_gradients(reference, &whole, |_| Ok(SignalSet::default()), read).map(Some)
     }
 
     fn advantages(&self, groups: &[Group<P::Prompt>], charge: Option<&[f32]>) -> Result<Vec<Vec<f32>>, Error> {
@@ -182,21 +188,34 @@ impl<P: Policy> Trainer<P> {
         if self.algorithm.kl.is_some_and(|penalty| penalty.placement != KlPlacement::Reward) {
             let reference = self.reference.as_ref().ok_or(Error::MissingReference)?;
             let read = |_: &[_], lengths: &[usize], scores: Scores| unpad(&scores.log_probs, lengths);
-            known.reference = Some(self.score_without_gradients(reference, batch, SignalSet::default(), read)?);
+            known.reference =
+                Some(self.score_without_gradients(reference, batch, |_| Ok(SignalSet::default()), read)?);
         }
-        let several = self.options.mini_batches * self.options.passes_per_rollout > 1;
         let credit = self.credit.as_ref();
-        let signals = credit.signals();
-        if self.algorithm.top_entropy.is_some() || (several && signals != SignalSet::default()) {
+        let several = self.options.mini_batches * self.options.passes_per_rollout > 1;
+        let beforehand = several || self.algorithm.top_entropy.is_some();
+        known.credit = drawn_credit(batch)?;
+        let mut sees = false;
+        if known.credit.is_none() && beforehand {
+            sees = signals_of(credit, &batch.pieces)? != SignalSet::default();
+            if !sees {
+                known.credit = Some(credit_of(credit, &batch.pieces, &Signals::default())?);
+            }
+        }
+        if sees || self.algorithm.top_entropy.is_some() {
             let policy = self.policy.valid().materialize();
+            let signals = |groups: &[_]| if sees { signals_of(credit, groups) } else { Ok(SignalSet::default()) };
             let read = |groups: &[_], lengths: &[usize], scores: Scores| {
                 let entropy = unpad(&scores.entropy, lengths)?;
-                Ok(credit_weights(credit, groups, lengths, &scores.signals)?.into_iter().zip(entropy).collect())
+                let credit = match sees {
+                    true => credit_of(credit, groups, &scores.signals)?,
+                    false => vec![TokenCredit::default(); lengths.len()],
+                };
+                Ok(credit.into_iter().zip(entropy).collect())
             };
             let (credit, entropy) = self.score_without_gradients(&policy, batch, signals, read)?.into_iter().unzip();
-            (known.credit, known.entropy) = (Some(credit), Some(entropy));
-        } else if several {
-            known.credit = Some(credit_weights(credit, &batch.pieces, &batch.lengths, &Signals::default())?);
+            known.credit = if sees { Some(credit) } else { known.credit };
+            known.entropy = Some(entropy);
         }
         Ok(known)
     }
@@ -206,7 +225,7 @@ impl<P: Policy> Trainer<P> {
         &self,
         policy: &P,
         batch: &Batch<P::Prompt>,
-        signals: SignalSet,
+        signals: impl Fn(&[Group<P::Prompt>]) -> Result<SignalSet, Error> + Sync,
         read: impl Fn(&[Group<P::Prompt>], &[usize], Scores) -> Result<Vec<T>, Error> + Sync,
     ) -> Result<Vec<T>, Error> {
         let micro_batches = batch.micro_batches(0..batch.pieces.len());
@@ -219,7 +238,7 @@ impl<P: Policy> Trainer<P> {
             |policy, job| {
                 let groups = &batch.pieces[micro_batches[job].clone()];
                 let lengths = &batch.lengths[batch.rows(&micro_batches[job])];
-                let scores = policy.score(groups, temperature, signals)?;
+                let scores = policy.score(groups, temperature, &signals(groups)?)?;
                 check_shape(&scores, lengths)?;
                 read(groups, lengths, scores)
             },
@@ -231,12 +250,12 @@ impl<P: Policy> Trainer<P> {
         Ok(rows)
     }
 
-    /// The gradient of an optimizer batch, its sums and its credit weights.
+    /// The gradient of an optimizer batch, its sums and its credit.
     fn gradients(
         &self,
         pass: &Pass<'_, P::Prompt>,
         pieces: Range<usize>,
-    ) -> Result<(GradientsParams, TokenSums, Vec<Vec<f32>>), Error> {
+    ) -> Result<(GradientsParams, TokenSums, Vec<TokenCredit>), Error> {
         let micro_batches = pass.batch.micro_batches(pieces);
         let (gradients, found) =
             gradients_in_parallel(&self.policy, micro_batches.len(), self.options.threads, |policy, job| {
@@ -258,6 +277,18 @@ impl<P: Policy> Trainer<P> {
             self.reference = Some(self.policy.valid().materialize());
         }
     }
+}
+
+/// The credit that completions were drawn with; `None` unless all of them were.
+fn drawn_credit<P>(batch: &Batch<P>) -> Result<Option<Vec<TokenCredit>>, Error> {
+    let completions = batch.pieces.iter().flat_map(|piece| &piece.completions);
+    let Some(credit) = completions.map(|completion| completion.credit.clone()).collect::<Option<Vec<_>>>() else {
+        return Ok(None);
+    };
+    for (completion, (credit, &tokens)) in credit.iter().zip(&batch.lengths).enumerate() {
+        check_weights(credit, completion, tokens)?;
+    }
+    Ok(Some(credit))
 }
 
 fn check_rewards<P>(groups: &[Group<P>]) -> Result<(), Error> {

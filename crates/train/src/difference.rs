@@ -66,7 +66,7 @@ mod tests {
         assert_eq!(difference(&|given| given.seed = 3), found("seed", "0", "3"));
         assert_eq!(
             difference(&|given| given.reinforcement.credit = CreditConfig::Uniform {}).unwrap().0,
-            "reinforcement.credit.heads"
+            "reinforcement.credit.granularity"
         );
         let lora = LoraConfig { rank: 4, alpha: 8.0, target_modules: vec!["q_proj".into()] };
         assert_eq!(

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use burn::module::Module;
 use firesight_kawhi::{ImageView, VisualPrompt};
 use firesight_rl::{
-    AttentionStates, Completion, Error, Group, Policy, Rope, Sampler, Sampling, Scores, SignalSet, Signals,
+    AttentionStates, Completion, Error, Group, Policy, ResponseStates, Rope, Sampler, Sampling, Scores, SignalSet,
+    Signals,
 };
-use firesight_vlm::{AttentionPoint, Generation, Processor, Prompt, QwenVl, Scored, TokenMask};
+use firesight_vlm::{
+    AttentionPoint, AttentionProbe, Generation, LastAttention, Probe, Probed, Processor, Prompt, QwenVl, Scored,
+    TokenMask,
+};
 
 /// A vision-language model with what it takes to speak: its tokenizer, its stop tokens, and the tokens it may not say.
 #[derive(Module, Debug)]
@@ -93,7 +97,7 @@ impl Policy for VlmPolicy {
         prompt.tokens().len()
     }
 
-    fn score(&self, groups: &[Group<VlmPrompt>], temperature: f32, signals: SignalSet) -> Result<Scores, Error> {
+    fn score(&self, groups: &[Group<VlmPrompt>], temperature: f32, signals: &SignalSet) -> Result<Scores, Error> {
         let batch: Vec<Scored<'_>> = groups
             .iter()
             .map(|group| Scored {
@@ -101,18 +105,11 @@ impl Policy for VlmPolicy {
                 completions: group.completions.iter().map(|completion| completion.tokens.as_slice()).collect(),
             })
             .collect();
-        let point = signals.attention.map(|rope| match rope {
-            Rope::After => AttentionPoint::AfterRope,
-            Rope::Before => AttentionPoint::BeforeRope,
-        });
         let scores = self
             .model
-            .score(&batch, temperature, &self.speech.mask, point)
+            .score(&batch, temperature, &self.speech.mask, Some(&probe(signals)))
             .map_err(|error| Error::Policy(error.into()))?;
-        let attention = scores
-            .attention
-            .map(|attention| AttentionStates { queries: attention.queries, visual_keys: attention.visual_keys });
-        Ok(Scores { log_probs: scores.log_probs, entropy: scores.entropy, signals: Signals { attention } })
+        Ok(Scores { log_probs: scores.log_probs, entropy: scores.entropy, signals: found(scores.probed) })
     }
 }
 
@@ -123,6 +120,16 @@ impl Sampler<VlmPrompt> for VlmPolicy {
         group_size: usize,
         sampling: Sampling,
     ) -> Result<Vec<Vec<Completion>>, Error> {
+        Ok(self.sample_with_signals(prompts, group_size, sampling, &SignalSet::default())?.0)
+    }
+
+    fn sample_with_signals(
+        &self,
+        prompts: &[VlmPrompt],
+        group_size: usize,
+        sampling: Sampling,
+        signals: &SignalSet,
+    ) -> Result<(Vec<Vec<Completion>>, Signals), Error> {
         let prompts: Vec<&Prompt> = prompts.iter().map(|prompt| &*prompt.prompt).collect();
         let generation = Generation {
             sampling: firesight_vlm::Sampling::at(sampling.temperature),
@@ -132,13 +139,48 @@ impl Sampler<VlmPrompt> for VlmPolicy {
             seed: sampling.seed,
             first_stream: sampling.first_stream,
         };
-        let generated =
-            self.model.generate(&prompts, group_size, &generation).map_err(|error| Error::Policy(error.into()))?;
+        let (generated, probed) = self
+            .model
+            .generate_probed(&prompts, group_size, &generation, &probe(signals))
+            .map_err(|error| Error::Policy(error.into()))?;
         let complete = |drawn: firesight_vlm::Generated| {
             let text =
                 self.speech.processor.tokenizer().decode(&drawn.tokens).map_err(|error| Error::Policy(error.into()))?;
-            Ok(Completion { tokens: drawn.tokens, log_probs: drawn.log_probs, text, truncated: !drawn.finished })
+            Ok(Completion {
+                tokens: drawn.tokens,
+                log_probs: drawn.log_probs,
+                text,
+                truncated: !drawn.finished,
+                credit: None,
+            })
         };
-        generated.into_iter().map(|group| group.into_iter().map(complete).collect()).collect()
+        let group = |group: Vec<_>| group.into_iter().map(complete).collect::<Result<_, Error>>();
+        Ok((generated.into_iter().map(group).collect::<Result<_, _>>()?, found(probed)))
     }
+}
+
+/// What the trainer asks for, in the words of the model.
+fn probe(signals: &SignalSet) -> Probe {
+    let attention = signals.attention.as_ref().map(|asked| AttentionProbe {
+        point: match asked.rope {
+            Rope::After => AttentionPoint::AfterRope,
+            Rope::Before => AttentionPoint::BeforeRope,
+        },
+        response: match asked.response {
+            ResponseStates::Queries => firesight_vlm::ResponseStates::Queries,
+            ResponseStates::Keys => firesight_vlm::ResponseStates::Keys,
+        },
+        heads: asked.heads.clone(),
+        visual_tokens: asked.visual_tokens.clone(),
+    });
+    Probe { attention, image_attention: signals.image_attention }
+}
+
+fn found(probed: Probed) -> Signals {
+    let attention = probed.attention.map(|LastAttention { response, visual_keys, key_heads }| AttentionStates {
+        response,
+        visual_keys,
+        key_heads,
+    });
+    Signals { attention, image_attention: probed.image_attention }
 }

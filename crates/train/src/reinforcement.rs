@@ -18,7 +18,6 @@ use crate::policy::{VlmPolicy, VlmPrompt};
 use crate::progress::Field;
 use crate::rollouts::{write_failed, write_rollout};
 use crate::run::Run;
-use crate::run_directory::RunDirectory;
 use crate::samples::write_samples;
 use crate::state::{Best, Position, State};
 use crate::supervised::adamw;
@@ -50,14 +49,7 @@ pub fn reinforcement(state: State, held_out: &HeldOut, run: &mut Run<'_>) -> Res
         let update = match trainer.update(&rollout.groups, learning_rate) {
             Ok(update) => update,
             Err(source) => {
-                return Err(keep_failed_update(
-                    source,
-                    step,
-                    &trainer.policy,
-                    &samples,
-                    &rollout.groups,
-                    &run.directory,
-                )?);
+                return Err(keep_failed_update(source, step, &trainer.policy, &samples, &rollout.groups, run)?);
             }
         };
         let report = StepReport::new(rollout, update, trained.elapsed());
@@ -89,7 +81,7 @@ pub fn reinforcement(state: State, held_out: &HeldOut, run: &mut Run<'_>) -> Res
             write_samples(&run.directory, step, &samples, &report, config.evaluation.samples)?;
         }
         if config.log.writes_rollout(step, settings.steps) {
-            write_rollout(&run.directory, step, &samples, &report)?;
+            write_rollout(&run.directory, step, &samples, &report, &settings.credit)?;
         }
         let at = &mut position.reinforcement;
         (at.steps, at.first_stream) = (step, trainer.options.sampling.first_stream);
@@ -191,10 +183,10 @@ fn keep_failed_update(
     policy: &VlmPolicy,
     samples: &[Question],
     groups: &[Group<VlmPrompt>],
-    run: &RunDirectory,
+    run: &Run<'_>,
 ) -> Result<Error, Error> {
-    let batch = write_failed(run, step, samples, groups)?;
-    let policy = run.save_model("model-before-failure", policy)?;
+    let batch = write_failed(&run.directory, step, samples, groups, &run.config.reinforcement.credit)?;
+    let policy = run.directory.save_model("model-before-failure", policy)?;
     Ok(Error::Update { step, batch, policy, source })
 }
 
@@ -232,14 +224,19 @@ mod tests {
 
     use super::*;
     use crate::job::Job;
+    use crate::progress::Progress;
+    use crate::run_directory::RunDirectory;
+    use crate::stop::Stop;
 
     #[test]
     fn a_failed_update_leaves_its_batch_and_the_policy_before_it() {
         let mut config = RunConfig::example("models/qwen-small");
         config.reinforcement.group_size = 2;
         let scratch = tempfile::tempdir().unwrap();
-        let run = RunDirectory::create(&scratch.path().join("run"), &config).unwrap();
+        let directory = RunDirectory::create(&scratch.path().join("run"), &config).unwrap();
         let job = Job::new(&config).unwrap();
+        let (stop, mut progress) = (Stop::default(), Progress::silent());
+        let run = Run::new(&config, &job, directory, &stop, &mut progress);
         let mut trainer = trainer(State::start(job.policy(&config.trainable, 0).unwrap()), &config).unwrap();
         let samples = job.questions.batch(Purpose::Reinforcement, 0, 2).unwrap();
         let mut groups = trainer.rollout(&ChartTask, &samples).unwrap().groups;
@@ -257,7 +254,7 @@ mod tests {
         assert!(lines[1]["completions"][0]["advantage"].is_null());
         let tokens = serde_json::to_value(&groups[1].completions[0].tokens).unwrap();
         assert_eq!(lines[1]["completions"][0]["tokens"], tokens);
-        assert!(run.path().join(lines[0]["image"].as_str().unwrap()).is_file());
+        assert!(run.directory().join(lines[0]["image"].as_str().unwrap()).is_file());
         firesight_vlm::QwenVl::from_dir(&policy, &burn::tensor::Device::flex()).unwrap();
     }
 }

@@ -9,9 +9,11 @@
 //! | `question`, `answer` | the question without the chat template, and what the verifier asks for |
 //! | `image` | the picture, relative to the run directory: `images/<SHA-256 of the file>.png` |
 //! | `prompt_tokens` | token ids of the whole prompt, image placeholders expanded |
+//! | `regions` | under KAWHI, what SGUF finds in every image of the prompt; else null |
 //! | `completions` | a list of completions |
 //!
-//! and a completion
+//! an image's regions have `rows` and `columns` of visual tokens and, for each of them in raster order, its `component`
+//! and whether that is `structured`, and a completion has
 //!
 //! | key | what |
 //! |---|---|
@@ -20,7 +22,16 @@
 //! | `truncated` | whether it met the length limit |
 //! | `reward`, `parts` | the number that is optimised, and its parts by name before they are weighted; null abstains |
 //! | `advantage` | null when the update failed |
-//! | `credit_weights` | how the advantage was split over the tokens; null when the completion was not trained on |
+//! | `credit_weights` | how the advantage is split over the tokens; null where nobody asked |
+//! | `evidence` | what the weights were made of, under KAWHI; else null |
+//!
+//! and evidence
+//!
+//! | key | what |
+//! |---|---|
+//! | `segments` | ranges of tokens with one weight each, `[first, end]`: the paragraphs |
+//! | `alignment` | how closely each token attends to the chosen visual tokens, -1 to 1 |
+//! | `visual_tokens` | the chosen visual tokens, counted over the images of the prompt in raster order |
 //!
 //! A number that is not finite is a text, `"NaN"`, `"inf"` or `"-inf"`: JSON has none. `failed/step0012.jsonl.gz` is
 //! the same of a step whose update failed.
@@ -29,7 +40,8 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use firesight_rl::{Group, StepReport};
+use firesight_kawhi::{ImageView, Regions, VisualPrompt as _, sguf};
+use firesight_rl::{Group, StepReport, TokenCredit};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use image::RgbImage;
@@ -38,6 +50,7 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::Error;
+use crate::config::CreditConfig;
 use crate::examples::Question;
 use crate::policy::VlmPrompt;
 use crate::run_directory::RunDirectory;
@@ -48,9 +61,10 @@ pub(crate) fn write_rollout(
     step: usize,
     questions: &[Question],
     report: &StepReport<VlmPrompt>,
+    credit: &CreditConfig,
 ) -> Result<PathBuf, Error> {
     let learnt = Learnt { advantages: &report.advantages, credit: &report.credit };
-    write(run, "rollouts", step, questions, &report.groups, learnt)
+    write(run, "rollouts", step, questions, &report.groups, learnt, credit)
 }
 
 /// Writes the rollout of a step whose update failed.
@@ -59,8 +73,9 @@ pub(crate) fn write_failed(
     step: usize,
     questions: &[Question],
     groups: &[Group<VlmPrompt>],
+    credit: &CreditConfig,
 ) -> Result<PathBuf, Error> {
-    write(run, "failed", step, questions, groups, Learnt::default())
+    write(run, "failed", step, questions, groups, Learnt::default(), credit)
 }
 
 /// What an update made of a rollout; a failed one made nothing.
@@ -68,8 +83,8 @@ pub(crate) fn write_failed(
 struct Learnt<'a> {
     /// `[group][completion]`.
     advantages: &'a [Vec<f32>],
-    /// `[group][completion][token]`; groups that were not trained on have no completions, completions no tokens.
-    credit: &'a [Vec<Vec<f32>>],
+    /// `[group][completion]`; groups that were not trained on have no completions, completions no tokens.
+    credit: &'a [Vec<TokenCredit>],
 }
 
 fn write(
@@ -79,6 +94,7 @@ fn write(
     questions: &[Question],
     groups: &[Group<VlmPrompt>],
     learnt: Learnt<'_>,
+    credit: &CreditConfig,
 ) -> Result<PathBuf, Error> {
     let name = format!("{folder}/step{step:04}.jsonl.gz");
     let io = |source| Error::Io { path: run.path().join(&name), source };
@@ -91,6 +107,7 @@ fn write(
             answer: &question.example.answer,
             image: write_image(run, &question.example.image)?,
             prompt_tokens: group.prompt.tokens(),
+            regions: regions(&group.prompt, credit)?,
             completions: completions(index, group, learnt),
         };
         serde_json::to_writer(&mut compressed, &line).map_err(|error| io(error.into()))?;
@@ -118,21 +135,27 @@ pub(crate) fn png(image: &RgbImage) -> Vec<u8> {
     png
 }
 
-fn completions<'a>(index: usize, group: &'a Group<VlmPrompt>, learnt: Learnt<'_>) -> Vec<CompletionLine<'a>> {
+fn completions<'a>(index: usize, group: &'a Group<VlmPrompt>, learnt: Learnt<'a>) -> Vec<CompletionLine<'a>> {
     let (advantages, credit) = (learnt.advantages.get(index), learnt.credit.get(index));
     let each = group.completions.iter().zip(&group.rewards).enumerate();
-    each.map(|(place, (completion, reward))| CompletionLine {
-        text: &completion.text,
-        tokens: &completion.tokens,
-        log_probs: numbers(&completion.log_probs),
-        truncated: completion.truncated,
-        reward: reward.total().map(Number),
-        parts: reward.parts.iter().map(|part| (part.name.as_str(), part.value.map(Number))).collect(),
-        advantage: advantages.and_then(|advantages| advantages.get(place)).copied().map(Number),
-        credit_weights: credit
-            .and_then(|credit| credit.get(place))
-            .filter(|weights| weights.len() == completion.tokens.len())
-            .map(|weights| numbers(weights)),
+    each.map(|(place, (completion, reward))| {
+        let learnt = credit.and_then(|credit| credit.get(place)).filter(|credit| !credit.weights.is_empty());
+        let credit = learnt.or(completion.credit.as_ref());
+        CompletionLine {
+            text: &completion.text,
+            tokens: &completion.tokens,
+            log_probs: numbers(&completion.log_probs),
+            truncated: completion.truncated,
+            reward: reward.total().map(Number),
+            parts: reward.parts.iter().map(|part| (part.name.as_str(), part.value.map(Number))).collect(),
+            advantage: advantages.and_then(|advantages| advantages.get(place)).copied().map(Number),
+            credit_weights: credit.map(|credit| numbers(&credit.weights)),
+            evidence: credit.and_then(|credit| credit.evidence.as_ref()).map(|evidence| EvidenceLine {
+                segments: evidence.segments.iter().map(|span| [span.start, span.end]).collect(),
+                alignment: numbers(&evidence.alignment),
+                visual_tokens: &evidence.visual_tokens,
+            }),
+        }
     })
     .collect()
 }
@@ -145,6 +168,7 @@ struct Line<'a> {
     answer: &'a str,
     image: String,
     prompt_tokens: &'a [u32],
+    regions: Option<Vec<RegionsLine>>,
     completions: Vec<CompletionLine<'a>>,
 }
 
@@ -158,6 +182,33 @@ struct CompletionLine<'a> {
     parts: BTreeMap<&'a str, Option<Number>>,
     advantage: Option<Number>,
     credit_weights: Option<Vec<Number>>,
+    evidence: Option<EvidenceLine<'a>>,
+}
+
+#[derive(Serialize)]
+struct RegionsLine {
+    rows: usize,
+    columns: usize,
+    component: Vec<usize>,
+    structured: Vec<bool>,
+}
+
+#[derive(Serialize)]
+struct EvidenceLine<'a> {
+    segments: Vec<[usize; 2]>,
+    alignment: Vec<Number>,
+    visual_tokens: &'a [usize],
+}
+
+/// What SGUF finds in the images of a prompt, as the vision encoder sees them.
+fn regions(prompt: &VlmPrompt, credit: &CreditConfig) -> Result<Option<Vec<RegionsLine>>, Error> {
+    let CreditConfig::Kawhi(kawhi) = credit else { return Ok(None) };
+    let found = |image: &ImageView<'_>| {
+        let Regions { structure, component, structured, .. } = sguf(image, &kawhi.sguf)?;
+        let (rows, columns) = structure.grid;
+        Ok(RegionsLine { rows, columns, component, structured })
+    };
+    prompt.images().iter().map(found).collect::<Result<_, Error>>().map(Some)
 }
 
 /// A number, or a text where JSON has no number for it: one that is not finite may be just what is looked for.
@@ -181,7 +232,8 @@ mod tests {
     use std::io::Read as _;
     use std::path::Path;
 
-    use firesight_rl::{Completion, Reward};
+    use firesight_kawhi::KawhiConfig;
+    use firesight_rl::{Completion, Evidence, Reward};
     use flate2::read::GzDecoder;
     use serde_json::{Value, json};
 
@@ -209,6 +261,7 @@ mod tests {
             log_probs: log_probs.to_vec(),
             text: text.into(),
             truncated: text.is_empty(),
+            credit: None,
         };
         let reward =
             |accuracy| Reward::of("accuracy", accuracy).and("format", Some(0.5), 0.0).and("brevity", None, 1.0);
@@ -220,15 +273,23 @@ mod tests {
                 rewards: vec![reward(1.0), reward(0.0)],
             })
             .collect();
+        let evidence =
+            Evidence { segments: vec![0..1, 1..2], alignment: vec![-0.5, 0.1], visual_tokens: [0, 2].into() };
+        let credit = TokenCredit { weights: vec![0.25, 1.0], evidence: Some(evidence) };
+        let kawhi = CreditConfig::Kawhi(KawhiConfig::default());
         let report = StepReport {
             groups: groups.clone(),
             advantages: vec![vec![0.0, 0.0], vec![0.7, -0.7], vec![0.0, 0.0]],
-            credit: vec![vec![], vec![vec![0.25, 1.0], vec![1.0]], vec![vec![], vec![1.0]]],
+            credit: vec![
+                vec![],
+                vec![credit.clone(), vec![1.0].into()],
+                vec![TokenCredit::default(), vec![1.0].into()],
+            ],
             optimizer_steps: 1,
             metrics: Vec::new(),
         };
 
-        let path = write_rollout(&run, 12, &questions, &report).unwrap();
+        let path = write_rollout(&run, 12, &questions, &report, &kawhi).unwrap();
         assert_eq!(path, run.path().join("rollouts/step0012.jsonl.gz"));
         let lines_found = lines(&path);
         assert_eq!(lines_found.len(), 3);
@@ -246,15 +307,27 @@ mod tests {
                     "text": "a \"1\"\n", "tokens": [7, 8], "log_probs": [-0.1, "-inf"], "truncated": false,
                     "reward": 1.0, "parts": { "accuracy": 1.0, "brevity": null, "format": 0.5 },
                     "advantage": 0.7, "credit_weights": [0.25, 1.0],
+                    "evidence": { "segments": [[0, 1], [1, 2]], "alignment": [-0.5, 0.1], "visual_tokens": [0, 2] },
                 },
                 {
                     "text": "", "tokens": [7], "log_probs": [-1.5], "truncated": true,
                     "reward": 0.0, "parts": { "accuracy": 0.0, "brevity": null, "format": 0.5 },
-                    "advantage": -0.7, "credit_weights": [1.0],
+                    "advantage": -0.7, "credit_weights": [1.0], "evidence": null,
                 },
             ])
         );
         assert!(lines_found[0]["completions"][0]["credit_weights"].is_null());
+        let cells = questions[1].prompt.images()[0].grid().unwrap();
+        let regions = &line["regions"][0];
+        assert_eq!(
+            (regions["rows"].as_u64(), regions["columns"].as_u64()),
+            (Some(cells.0 as u64), Some(cells.1 as u64))
+        );
+        let found = sguf(&questions[1].prompt.images()[0], &KawhiConfig::default().sguf).unwrap();
+        assert_eq!(
+            (&regions["component"], &regions["structured"]),
+            (&json!(found.component), &json!(found.structured))
+        );
         assert_eq!(lines_found[0]["completions"][0]["advantage"], 0.0);
         assert!(lines_found[2]["completions"][0]["credit_weights"].is_null());
 
@@ -269,14 +342,15 @@ mod tests {
 
         // A step that is run again leaves the same file; one that failed has no advantages.
         let before = std::fs::read(&path).unwrap();
-        write_rollout(&run, 12, &questions, &report).unwrap();
+        write_rollout(&run, 12, &questions, &report, &kawhi).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), before);
-        let failed = write_failed(&run, 12, &questions, &groups).unwrap();
+        let failed = write_failed(&run, 12, &questions, &groups, &kawhi).unwrap();
         assert_eq!(failed, run.path().join("failed/step0012.jsonl.gz"));
         let mut expected = lines_found;
         for completion in expected.iter_mut().flat_map(|line| line["completions"].as_array_mut().unwrap()) {
             completion["advantage"] = Value::Null;
             completion["credit_weights"] = Value::Null;
+            completion["evidence"] = Value::Null;
         }
         assert_eq!(lines(&failed), expected);
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use firesight_rl::{Completion, Group, StepReport};
+use firesight_rl::{Completion, Group, StepReport, TokenCredit};
 
 use crate::Error;
 use crate::examples::Question;
@@ -27,7 +27,7 @@ pub(crate) fn write_samples(
     Ok(())
 }
 
-fn describe(question: &Question, group: &Group<VlmPrompt>, advantages: &[f32], credit: &[Vec<f32>]) -> String {
+fn describe(question: &Question, group: &Group<VlmPrompt>, advantages: &[f32], credit: &[TokenCredit]) -> String {
     let example = &question.example;
     let mut text = format!("{}\n{}\nanswer: {}\n", example.title, example.question, example.answer);
     for (index, completion) in group.completions.iter().enumerate() {
@@ -42,7 +42,7 @@ fn describe(question: &Question, group: &Group<VlmPrompt>, advantages: &[f32], c
             let _ = writeln!(text, "    {} {}", part.name, shown_value(part.value));
         }
         // What is not trained on has no weights: a group without an advantage, a completion that is masked.
-        match credit.get(index).map(Vec::as_slice) {
+        match credit.get(index).map(|credit| credit.weights.as_slice()) {
             None => text.push_str("    no credit weights: the rewards of the group are all equal\n"),
             Some([]) => text.push_str("    no credit weights: left out of the loss\n"),
             Some(weights) => {

@@ -116,7 +116,7 @@ fn supervised_step(
     let micro_batches: Vec<&[Group<VlmPrompt>]> = targets.chunks(config.supervised.micro_batch).collect();
     let (gradients, losses) = gradients_in_parallel(&policy, micro_batches.len(), config.threads, |policy, job| {
         let groups = micro_batches[job];
-        let log_probs = policy.score(groups, 1.0, SignalSet::default())?.log_probs;
+        let log_probs = policy.score(groups, 1.0, &SignalSet::default())?.log_probs;
         let [rows, width] = log_probs.dims();
         let mut weights = vec![0.0; rows * width];
         for (row, group) in weights.chunks_exact_mut(width).zip(groups) {
@@ -146,6 +146,6 @@ fn target(policy: &VlmPolicy, question: &Question, config: &RunConfig) -> Result
     if tokens.len() > limit {
         return Err(Error::TargetLength { text: text.clone(), tokens: tokens.len(), limit });
     }
-    let completion = Completion { tokens, log_probs: Vec::new(), text: text.clone(), truncated: false };
+    let completion = Completion { tokens, text: text.clone(), ..Completion::default() };
     Ok(Group { prompt: question.prompt.clone(), completions: vec![completion], rewards: Vec::new() })
 }

@@ -119,6 +119,16 @@ pub enum Error {
         /// Rows of the embedding table.
         vocabulary: usize,
     },
+    /// A probe asks for something that the model or a prompt does not have.
+    #[error("the probe asks for {what} {index}, and there are {count}")]
+    ProbeOutOfRange {
+        /// What it asks for.
+        what: &'static str,
+        /// Which of them, counted from 0.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
     /// Logits that nothing can be drawn from.
     #[error("completion {index}: the logits are not finite, or every token is suppressed")]
     NonFiniteLogits {

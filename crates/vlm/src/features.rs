@@ -30,11 +30,13 @@ impl QwenVl {
         self
     }
 
-    /// Features of the images of all prompts one after another, `None` without images. A frozen tower runs once in the
-    /// life of a prompt, off the autodiff graph.
+    /// Features of the images of all prompts one after another, `None` without images; with the attention that visual
+    /// tokens receive if it is asked for. A frozen tower runs once in the life of a prompt, off the autodiff graph, and
+    /// once more if the attention is asked for only later.
     pub(crate) fn visual_features(
         &self,
         prompts: &[&Prompt],
+        attention: bool,
         device: &Device,
     ) -> Result<Option<VisionFeatures>, Error> {
         let images: Vec<&ProcessedImage> = prompts.iter().flat_map(|prompt| prompt.images()).collect();
@@ -44,13 +46,13 @@ impl QwenVl {
         let tower = self.tower()?;
         // Frozen once, it may have been unfrozen since.
         let Some(frozen) = self.frozen_vision.as_ref().filter(|_| is_frozen(tower)) else {
-            return Ok(Some(tower.forward(&images)));
+            return Ok(Some(tower.forward(&images, attention)));
         };
         let tower = tower.valid();
         // Each prompt by itself, or its features would show in their last bits what was beside it.
         let encode = |prompt: &&Prompt| {
             let images: Vec<&ProcessedImage> = prompt.images().iter().collect();
-            prompt.features.of(frozen, || tower.forward(&images))
+            prompt.features.of(frozen, attention, || tower.forward(&images, attention))
         };
         let features = concatenate(prompts.iter().filter(|prompt| !prompt.images().is_empty()).map(encode).collect());
         let here = |level: Tensor<2>| {
@@ -63,6 +65,7 @@ impl QwenVl {
         Ok(Some(VisionFeatures {
             tokens: here(features.tokens),
             deepstack: features.deepstack.into_iter().map(here).collect(),
+            attention: features.attention.map(|attention| attention.to_device(&device.clone().without_autodiff())),
         }))
     }
 }
@@ -85,13 +88,20 @@ impl ModuleVisitor for AnyTrained {
 
 /// Features of one prompt's images, off the autodiff graph. A clone starts with what is known, and learns for itself.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct KeptFeatures(OnceLock<(FrozenVision, VisionFeatures)>);
+pub(crate) struct KeptFeatures {
+    features: OnceLock<(FrozenVision, VisionFeatures)>,
+    with_attention: OnceLock<(FrozenVision, VisionFeatures)>,
+}
 
 impl KeptFeatures {
-    /// What `tower` makes of the images: `encode` runs if nobody has asked before, or only for another tower. Threads
-    /// that ask at the same time wait for the first.
-    fn of(&self, tower: &FrozenVision, encode: impl Fn() -> VisionFeatures) -> VisionFeatures {
-        let (known, features) = self.0.get_or_init(|| (tower.clone(), encode()));
+    /// What `tower` makes of the images: `encode` runs if nobody has asked before, or only for another tower, or without
+    /// the attention. Threads that ask at the same time wait for the first.
+    fn of(&self, tower: &FrozenVision, attention: bool, encode: impl Fn() -> VisionFeatures) -> VisionFeatures {
+        let kept = match (attention, self.with_attention.get()) {
+            (false, None) => &self.features,
+            _ => &self.with_attention,
+        };
+        let (known, features) = kept.get_or_init(|| (tower.clone(), encode()));
         if Arc::ptr_eq(&known.0, &tower.0) { features.clone() } else { encode() }
     }
 }

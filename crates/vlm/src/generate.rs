@@ -1,11 +1,12 @@
 //! Drawing completions: one pass over the prompts, then a token at a time with cached keys and values.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 
 use crate::Error;
 use crate::initialize::stream;
-use crate::model::{QwenVl, TokenMask, last_hidden};
+use crate::model::{EncodedPrompts, QwenVl, TokenMask, last_hidden};
+use crate::probe::{Probe, Probed, Tap, indices};
 use crate::processor::Prompt;
 use crate::sampling::{Sampler, Sampling};
 use crate::text::CompletionCache;
@@ -56,6 +57,23 @@ impl QwenVl {
         self.generate_streaming(prompts, completions, options, |_, _| {})
     }
 
+    /// Like [`QwenVl::generate`], with what `probe` asks for of the passes that draw the completions.
+    ///
+    /// The last token of a completion predicts nothing; those that have not run when all are drawn run once more, as far
+    /// as the queries of the last layer.
+    ///
+    /// # Errors
+    /// As there, and when the probe asks for something that is not there.
+    pub fn generate_probed(
+        &self,
+        prompts: &[&Prompt],
+        completions: usize,
+        options: &Generation<'_>,
+        probe: &Probe,
+    ) -> Result<(Vec<Vec<Generated>>, Probed), Error> {
+        self.draw(prompts, completions, options, Some(probe), |_, _| {})
+    }
+
     /// Like [`QwenVl::generate`], and calls `on_token` with the number of the completion and each token as it is drawn.
     ///
     /// # Errors
@@ -65,21 +83,33 @@ impl QwenVl {
         prompts: &[&Prompt],
         completions: usize,
         options: &Generation<'_>,
-        mut on_token: impl FnMut(usize, u32),
+        on_token: impl FnMut(usize, u32),
     ) -> Result<Vec<Vec<Generated>>, Error> {
+        Ok(self.draw(prompts, completions, options, None, on_token)?.0)
+    }
+
+    fn draw(
+        &self,
+        prompts: &[&Prompt],
+        completions: usize,
+        options: &Generation<'_>,
+        probe: Option<&Probe>,
+        mut on_token: impl FnMut(usize, u32),
+    ) -> Result<(Vec<Vec<Generated>>, Probed), Error> {
         for (index, prompt) in prompts.iter().enumerate() {
             self.check_length(index, prompt, options.max_new_tokens)?;
         }
         let rows = prompts.len() * completions;
         let mut drawn = vec![Generated::default(); rows];
         if rows == 0 || options.max_new_tokens == 0 {
-            return Ok(vec![vec![Generated::default(); completions]; prompts.len()]);
+            return Ok((vec![vec![Generated::default(); completions]; prompts.len()], Probed::default()));
         }
         let mut streams: Vec<ChaCha8Rng> =
             (0..rows as u64).map(|row| stream(options.seed, options.first_stream + row)).collect();
-        let encoded = self.encode_prompts(prompts, false)?;
+        let encoded = self.encode_prompts(prompts, probe)?;
         let device = encoded.states.hidden.device();
-        let hidden_size = self.config().text_config.hidden_size;
+        let attention = probe.and_then(|probe| probe.attention.as_ref());
+        let mut tap = attention.map(|attention| Tap::new(attention, self.text().heads(), &device));
         let vocabulary = self.config().text_config.vocab_size;
         let mut sampler = Sampler::new(options.sampling);
         let mut cache = CompletionCache::new(&encoded.states, completions, options.max_new_tokens);
@@ -105,17 +135,63 @@ impl QwenVl {
                 break;
             }
             // Finished completions keep their place with their last token; nothing reads what follows.
-            let last: Vec<i64> = drawn.iter().map(|c| i64::from(c.tokens.last().copied().unwrap_or(0))).collect();
-            let last = Tensor::<2, Int>::from_data(TensorData::new(last, [rows, 1]), &device);
-            let embeddings =
-                self.text().embed_tokens.forward(last).reshape([prompts.len(), completions, 1, hidden_size]);
-            let hidden = self.text().complete(&encoded.states, embeddings, &positions, Some(&mut cache), None);
-            logits = host(self.logits(hidden.reshape([rows, hidden_size])));
+            let embeddings = self.last_tokens(&drawn, completions, &device);
+            let hidden = self.text().complete(&encoded.states, embeddings, &positions, Some(&mut cache), tap.as_mut());
+            logits = host(self.logits(hidden.flatten::<2>(0, 2)));
             for position in &mut positions {
                 *position += 1;
             }
         }
-        Ok(drawn.chunks_exact(completions).map(<[Generated]>::to_vec).collect())
+        let groups: Vec<Vec<Generated>> = drawn.chunks_exact(completions).map(<[Generated]>::to_vec).collect();
+        let attention = attention.zip(tap).map(|(attention, mut tap)| {
+            self.run_last_tokens(&groups, &encoded, &positions, cache, &mut tap);
+            attention.found(prompts, &encoded.states, self.text().heads(), Tensor::cat(tap.taken, 2))
+        });
+        Ok((groups, Probed { attention, image_attention: encoded.image_attention }))
+    }
+
+    /// Embeddings of the last token of each completion: `[prompts, completions, 1, hidden_size]`.
+    fn last_tokens(&self, drawn: &[Generated], completions: usize, device: &Device) -> Tensor<4> {
+        let last: Vec<i64> = drawn.iter().map(|c| i64::from(c.tokens.last().copied().unwrap_or(0))).collect();
+        let last = Tensor::<2, Int>::from_data(TensorData::new(last, [drawn.len(), 1]), device);
+        let hidden_size = self.config().text_config.hidden_size;
+        self.text().embed_tokens.forward(last).reshape([drawn.len() / completions, completions, 1, hidden_size])
+    }
+
+    /// Runs the tokens that were drawn last, for `tap` alone: most completions ended before, so only the prompts of those
+    /// that did not.
+    fn run_last_tokens(
+        &self,
+        groups: &[Vec<Generated>],
+        encoded: &EncodedPrompts,
+        positions: &[u32],
+        mut cache: CompletionCache,
+        tap: &mut Tap,
+    ) {
+        let device = encoded.states.hidden.device();
+        let completions = groups[0].len();
+        let length = groups.iter().flatten().map(|completion| completion.tokens.len()).max().unwrap_or(0);
+        let open: Vec<usize> = (0..groups.len())
+            .filter(|&prompt| groups[prompt].iter().any(|completion| completion.tokens.len() == length))
+            .collect();
+        let drawn: Vec<Generated> = open.iter().flat_map(|&prompt| groups[prompt].clone()).collect();
+        let embeddings = self.last_tokens(&drawn, completions, &device);
+        if open.len() == groups.len() {
+            return self.text().only_tap(&encoded.states, embeddings, positions, &mut cache, tap);
+        }
+        let chosen = indices(&open, &device);
+        let (states, mut cache) = (encoded.states.select(&chosen), cache.select(&chosen));
+        let positions: Vec<u32> = open.iter().map(|&prompt| positions[prompt]).collect();
+        self.text().only_tap(&states, embeddings, &positions, &mut cache, tap);
+        // Nothing reads what completions have here that are shorter: any row will do.
+        let place = |prompt| open.binary_search(&prompt).unwrap_or(0);
+        let rows: Vec<usize> = (0..groups.len())
+            .flat_map(|prompt| (0..completions).map(move |completion| (prompt, completion)))
+            .map(|(prompt, completion)| place(prompt) * completions + completion)
+            .collect();
+        if let Some(last) = tap.taken.pop() {
+            tap.taken.push(last.select(0, indices(&rows, &device)));
+        }
     }
 }
 

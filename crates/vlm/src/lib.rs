@@ -7,7 +7,7 @@
 //! 2. [`ImageProcessor`] turns a picture into patches ([`smart_resize`], bicubic with antialiasing, normalised), and
 //!    [`Processor::prompt`] a conversation into token ids with the image placeholders written out.
 //! 3. [`QwenVl::score`] gives the log-probability and entropy of every completion token, with gradients on an autodiff
-//!    device, and on request the last layer's queries and keys ([`LastAttention`]).
+//!    device, and on request the last layer's queries and keys ([`Probe`]).
 //! 4. [`QwenVl::generate`] draws completions with a cache of keys and values. A prompt runs once for all of its
 //!    completions, in scoring too.
 //!
@@ -26,6 +26,7 @@ mod memory;
 mod model;
 mod parameters;
 mod preprocess;
+mod probe;
 mod processor;
 mod rope;
 mod sampling;
@@ -42,9 +43,10 @@ pub use error::{Error, WeightProblem};
 pub use generate::{Generated, Generation};
 pub use lora::LoraConfig;
 pub use memory::{MemoryPlan, Trained, Workload};
-pub use model::{AttentionPoint, CompletionScores, LastAttention, QwenVl, Scored, TokenMask};
+pub use model::{CompletionScores, QwenVl, Scored, TokenMask};
 pub use parameters::{Component, Parameter, parameters};
 pub use preprocess::{Grid, ImageProcessor, ProcessedImage, decode_image, read_image, read_image_size, smart_resize};
+pub use probe::{AttentionPoint, AttentionProbe, LastAttention, Probe, Probed, ResponseStates};
 pub use processor::{Processor, Prompt};
 pub use rope::Position;
 pub use sampling::Sampling;

@@ -9,9 +9,10 @@ use crate::config::ModelConfig;
 use crate::features::FrozenVision;
 use crate::initialize::initialize;
 use crate::lora::LoraConfig;
+use crate::probe::{Probe, Probed, Tap, indices};
 use crate::processor::Prompt;
 use crate::rope::Position;
-use crate::text::{LastQueries, PromptStates, TextModel};
+use crate::text::{PromptStates, TextModel};
 use crate::vision::{VisionFeatures, VisionTower};
 use crate::{Error, ProcessedImage};
 
@@ -64,26 +65,8 @@ pub struct CompletionScores {
     pub log_probs: Tensor<2>,
     /// Entropy of the distribution each token is drawn from, in nats: `[completions, tokens]`.
     pub entropy: Tensor<2>,
-    /// Queries and keys of the last layer when asked for.
-    pub attention: Option<LastAttention>,
-}
-
-/// Whether [`LastAttention`] is taken before or after the rotary embedding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttentionPoint {
-    /// Without positions.
-    BeforeRope,
-    /// As attention itself uses them.
-    AfterRope,
-}
-
-/// Queries of completion tokens and keys of visual tokens in the last decoder layer, outside the autodiff graph.
-#[derive(Debug, Clone)]
-pub struct LastAttention {
-    /// `[completions, query heads, tokens, head_dim]`, right-padded: each token's query at its own position.
-    pub queries: Tensor<4>,
-    /// For every prompt `[key heads, visual tokens, head_dim]`, visual tokens in the order of the prompt.
-    pub visual_keys: Vec<Tensor<3>>,
+    /// What else was asked for.
+    pub probed: Probed,
 }
 
 /// Prompts that have run through the model, ready for completions.
@@ -92,6 +75,8 @@ pub(crate) struct EncodedPrompts {
     /// Position of each prompt's first completion token.
     pub(crate) next_positions: Vec<u32>,
     lengths: Vec<usize>,
+    /// See [`Probed::image_attention`].
+    pub(crate) image_attention: Option<Vec<Tensor<1>>>,
 }
 
 impl TokenMask {
@@ -171,7 +156,7 @@ impl QwenVl {
     /// [`Error::NoVision`] for a model of text alone.
     pub fn encode_images(&self, images: &[&ProcessedImage]) -> Result<VisionFeatures, Error> {
         assert!(!images.is_empty(), "nothing to encode");
-        Ok(self.tower()?.forward(images))
+        Ok(self.tower()?.forward(images, false))
     }
 
     pub(crate) fn tower(&self) -> Result<&VisionTower, Error> {
@@ -190,7 +175,7 @@ impl QwenVl {
         batch: &[Scored<'_>],
         temperature: f32,
         mask: &TokenMask,
-        attention: Option<AttentionPoint>,
+        probe: Option<&Probe>,
     ) -> Result<CompletionScores, Error> {
         assert!(!batch.is_empty(), "nothing to score");
         let lengths: Vec<usize> = batch.iter().flat_map(|item| item.completions.iter().map(|c| c.len())).collect();
@@ -203,14 +188,16 @@ impl QwenVl {
             }
         }
         let prompts: Vec<&Prompt> = batch.iter().map(|item| item.prompt).collect();
-        let encoded = self.encode_prompts(&prompts, attention == Some(AttentionPoint::BeforeRope))?;
+        let encoded = self.encode_prompts(&prompts, probe)?;
         let device = encoded.states.hidden.device();
+        let heads = self.text().heads();
+        let attention = probe.and_then(|probe| probe.attention.as_ref());
         let hidden_size = self.config.text_config.hidden_size;
 
         // The last token of a completion predicts nothing, so it runs only when its query is wanted.
         let fed = if attention.is_some() { tokens } else { tokens.saturating_sub(1) };
         let width = batch.iter().map(|item| item.completions.len()).max().unwrap_or(0);
-        let mut queries = None;
+        let mut tap = attention.map(|attention| Tap::new(attention, heads, &device));
         let mut hidden = last_hidden(&encoded);
         if fed > 0 {
             let mut ids = vec![0i64; batch.len() * width * fed];
@@ -227,7 +214,7 @@ impl QwenVl {
                 embeddings,
                 &encoded.next_positions,
                 None,
-                attention.is_some().then_some(&mut queries),
+                tap.as_mut(),
             );
             hidden = Tensor::cat(vec![hidden, completed.reshape([batch.len() * width * fed, hidden_size])], 0);
         }
@@ -265,10 +252,17 @@ impl QwenVl {
                 .select(0, slots.clone())
                 .reshape([lengths.len(), tokens])
         };
+        let taken = attention.zip(tap.and_then(|tap| tap.taken.into_iter().next()));
+        let attention = taken.map(|(attention, states)| {
+            let real: Vec<usize> = rows(batch, width).map(|(row, _)| row).collect();
+            let whole = real.len() == states.dims()[0];
+            let response = if whole { states } else { states.clone().select(0, indices(&real, &states.device())) };
+            attention.found(&prompts, &encoded.states, heads, response)
+        });
         Ok(CompletionScores {
             log_probs: spread(log_probs),
             entropy: spread(entropy),
-            attention: attention.zip(queries).map(|(point, queries)| last_attention(batch, &encoded, point, queries)),
+            probed: Probed { attention, image_attention: encoded.image_attention },
         })
     }
 
@@ -290,7 +284,7 @@ impl QwenVl {
     /// When a token id is outside the vocabulary or a prompt is longer than the context.
     pub fn prompt_logits(&self, prompts: &[&Prompt]) -> Result<Tensor<3>, Error> {
         assert!(!prompts.is_empty(), "nothing to run");
-        let hidden = self.encode_prompts(prompts, false)?.states.hidden;
+        let hidden = self.encode_prompts(prompts, None)?.states.hidden;
         let [rows, tokens, width] = hidden.dims();
         Ok(self.logits(hidden.reshape([rows * tokens, width])).reshape([
             rows,
@@ -321,17 +315,16 @@ impl QwenVl {
     }
 
     /// Images through the vision tower, prompts through the decoder: each once.
-    pub(crate) fn encode_prompts(
-        &self,
-        prompts: &[&Prompt],
-        keep_key_before_rope: bool,
-    ) -> Result<EncodedPrompts, Error> {
+    pub(crate) fn encode_prompts(&self, prompts: &[&Prompt], probe: Option<&Probe>) -> Result<EncodedPrompts, Error> {
         for (index, prompt) in prompts.iter().enumerate() {
             if prompt.input_ids().is_empty() {
                 return Err(Error::EmptyPrompt { index });
             }
             self.check_length(index, prompt, 0)?;
             self.check_tokens(prompt.input_ids())?;
+        }
+        if let Some(probe) = probe {
+            probe.check(prompts, self.text().heads())?;
         }
         let text = self.text();
         let device = text.embed_tokens.weight.val().device();
@@ -359,7 +352,10 @@ impl QwenVl {
         let mut embeddings = text.embed_tokens.forward(ids);
         let hidden_size = self.config.text_config.hidden_size;
         let mut deepstack = Vec::new();
-        if let Some(features) = self.visual_features(prompts, &device)? {
+        let mut image_attention = None;
+        let wants_attention = probe.is_some_and(|probe| probe.image_attention);
+        if let Some(features) = self.visual_features(prompts, wants_attention, &device)? {
+            image_attention = features.attention.map(|attention| of_prompts(prompts, &attention));
             let rows = count * tokens;
             let index = |values: Vec<i64>| Tensor::<1, Int>::from_data(TensorData::new(values, [rows]), &device);
             // Text rows pick themselves, image rows pick from the features behind them.
@@ -382,8 +378,9 @@ impl QwenVl {
                 })
                 .collect();
         }
-        let states = text.prompt(embeddings, &lengths, &positions, deepstack, keep_key_before_rope);
-        Ok(EncodedPrompts { states, next_positions, lengths })
+        let before_rope = probe.is_some_and(Probe::before_rope);
+        let states = text.prompt(embeddings, &lengths, &positions, deepstack, before_rope);
+        Ok(EncodedPrompts { states, next_positions, lengths, image_attention })
     }
 
     /// Multimodal positions of a prompt; returns the position of what follows it.
@@ -430,43 +427,13 @@ pub(crate) fn last_hidden(encoded: &EncodedPrompts) -> Tensor<2> {
     encoded.states.hidden.clone().reshape([prompts * tokens, width]).select(0, last)
 }
 
-fn last_attention(
-    batch: &[Scored<'_>],
-    encoded: &EncodedPrompts,
-    point: AttentionPoint,
-    queries: LastQueries,
-) -> LastAttention {
-    let (queries, keys) = match point {
-        AttentionPoint::BeforeRope => (queries.before_rope, encoded.states.last_key_before_rope.clone()),
-        AttentionPoint::AfterRope => (queries.after_rope, encoded.states.layers.last().map(|layer| layer.key.clone())),
+/// A value a visual token, cut where prompts end.
+fn of_prompts(prompts: &[&Prompt], values: &Tensor<1>) -> Vec<Tensor<1>> {
+    let mut start = 0;
+    let mut cut = |prompt: &&Prompt| {
+        let count = prompt.image_spans().iter().map(ExactSizeIterator::len).sum();
+        start += count;
+        if count == 0 { Tensor::zeros([0], &values.device()) } else { values.clone().narrow(0, start - count, count) }
     };
-    let (queries, keys) = (without_graph(queries), keys.map(without_graph));
-    let [prompts, key_heads, width, rows_a_head, dim] = queries.dims();
-    let fed = batch.iter().flat_map(|item| &item.completions).map(|c| c.len()).max().unwrap_or(1);
-    let queries = queries.permute([0, 2, 1, 3, 4]).reshape([prompts * width, key_heads * rows_a_head / fed, fed, dim]);
-    let device = queries.device();
-    let real: Vec<i64> = rows(batch, width).map(|(row, _)| row as i64).collect();
-    let count = real.len();
-    let queries = if count == prompts * width {
-        queries
-    } else {
-        queries.select(0, Tensor::<1, Int>::from_data(TensorData::new(real, [count]), &device))
-    };
-    let visual_keys = keys.map_or_else(Vec::new, |keys| {
-        batch
-            .iter()
-            .enumerate()
-            .map(|(row, item)| {
-                let visual: Vec<i64> = item.prompt.image_spans().iter().cloned().flatten().map(|i| i as i64).collect();
-                let count = visual.len();
-                let visual = Tensor::<1, Int>::from_data(TensorData::new(visual, [count]), &device);
-                keys.clone().narrow(0, row, 1).squeeze_dim::<3>(0).select(1, visual)
-            })
-            .collect()
-    });
-    LastAttention { queries, visual_keys }
-}
-
-fn without_graph<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    if tensor.is_autodiff() { tensor.inner() } else { tensor }
+    prompts.iter().map(&mut cut).collect()
 }

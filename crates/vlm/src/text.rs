@@ -12,9 +12,10 @@
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use crate::config::TextConfig;
+use crate::probe::Tap;
 use crate::rope::{MultimodalRope, Position, Rotary};
 
 /// Added to the scores of positions that must not be seen. Finite, so that a row without any visible position stays
@@ -53,10 +54,17 @@ struct Attention {
 
 /// How queries share keys.
 #[derive(Debug, Clone, Copy)]
-struct Heads {
-    query: usize,
-    key: usize,
-    dim: usize,
+pub(crate) struct Heads {
+    pub(crate) query: usize,
+    pub(crate) key: usize,
+    pub(crate) dim: usize,
+}
+
+impl Heads {
+    /// Query heads that share a key head.
+    pub(crate) fn sharing(self) -> usize {
+        self.query / self.key
+    }
 }
 
 #[derive(Module, Debug)]
@@ -95,13 +103,6 @@ pub(crate) struct CompletionCache {
     length: usize,
 }
 
-/// Queries of the last layer, for credit assignment: `[prompts, key heads, completions, queries a key head x tokens,
-/// head_dim]`, before and after the rotary embedding.
-pub(crate) struct LastQueries {
-    pub(crate) before_rope: Tensor<5>,
-    pub(crate) after_rope: Tensor<5>,
-}
-
 impl TextModel {
     pub(crate) fn new(config: &TextConfig, device: &Device) -> Self {
         Self {
@@ -134,7 +135,7 @@ impl TextModel {
         let mut last_key_before_rope = None;
         let mut x = embeddings;
         for (index, layer) in self.layers.iter().enumerate() {
-            let projected = layer.self_attn.project(layer.input_layernorm.forward(x.clone()), &rotary);
+            let projected = layer.project(x.clone(), &rotary);
             let attended = layer.self_attn.attend_self(projected.query_after_rope, &projected.key_value, &mask);
             x = layer.finish(x, attended);
             if let Some(features) = deepstack.next() {
@@ -159,63 +160,137 @@ impl TextModel {
     ///
     /// `embeddings` is `[prompts, completions, tokens, hidden_size]`, `positions` the first token's position of every
     /// prompt's completions. With a cache, the tokens continue those in it and are appended; without, they are the
-    /// whole completions.
+    /// whole completions. `tap` takes its states.
     pub(crate) fn complete(
         &self,
         prompt: &PromptStates,
         embeddings: Tensor<4>,
         positions: &[u32],
         mut cache: Option<&mut CompletionCache>,
-        last_queries: Option<&mut Option<LastQueries>>,
+        mut tap: Option<&mut Tap>,
     ) -> Tensor<4> {
-        let [prompts, completions, tokens, hidden] = embeddings.dims();
-        let device = embeddings.device();
-        let start = cache.as_ref().map_or(0, |cache| cache.length);
-        let positions: Vec<Position> =
-            positions.iter().flat_map(|&first| (0..tokens as u32).map(move |i| [first + i; 3])).collect();
-        let rotary = self.rope.tables(&positions, prompts, &device).for_completions(completions);
-        let mask = (tokens > 1).then(|| causal_mask(tokens, start + tokens, &device));
-        let mut queries = None;
+        let shape = embeddings.dims();
+        let [prompts, completions, tokens, hidden] = shape;
+        let pass = self.completing(prompt, &embeddings, positions, cache.as_deref());
         let mut x = embeddings.reshape([prompts * completions, tokens, hidden]);
         for (index, layer) in self.layers.iter().enumerate() {
-            let projected = layer.self_attn.project(layer.input_layernorm.forward(x.clone()), &rotary);
-            let per_prompt = |t: Tensor<4>| {
-                let [_, heads, tokens, dim] = t.dims();
-                t.reshape([prompts, completions, heads, tokens, dim]).swap_dims(1, 2)
-            };
-            let mut own =
-                KeyValue { key: per_prompt(projected.key_value.key), value: per_prompt(projected.key_value.value) };
-            if let Some(cache) = cache.as_deref_mut() {
-                own = cache.append(index, own, start);
+            let projected = layer.project(x.clone(), &pass.rotary);
+            if let Some(tap) = tap.as_deref_mut().filter(|_| index + 1 == self.layers.len()) {
+                tap.take(&projected);
             }
-            let heads = layer.self_attn.heads;
-            let fold = |query: Tensor<4>| {
-                // [prompts x completions, query heads, tokens, dim]: the query heads of a key head lie side by side.
-                query
-                    .reshape([prompts, completions, heads.key, heads.query / heads.key * tokens, heads.dim])
-                    .swap_dims(1, 2)
-            };
-            let query = fold(projected.query_after_rope);
-            if last_queries.is_some() && index + 1 == self.layers.len() {
-                queries =
-                    Some(LastQueries { before_rope: fold(projected.query_before_rope), after_rope: query.clone() });
-            }
-            let attended = layer.self_attn.attend_prompt_and_own(
-                query,
-                &prompt.layers[index],
-                prompt.padding.as_ref(),
-                &own,
-                mask.as_ref(),
-            );
-            x = layer.finish(x, attended);
+            x = pass.finish(index, layer, x, projected, cache.as_deref_mut());
         }
         if let Some(cache) = cache {
             cache.length += tokens;
         }
-        if let Some(slot) = last_queries {
-            *slot = queries;
+        self.norm.forward(x).reshape(shape)
+    }
+
+    /// Only what `tap` takes of the completions that [`Self::complete`] would run.
+    pub(crate) fn only_tap(
+        &self,
+        prompt: &PromptStates,
+        embeddings: Tensor<4>,
+        positions: &[u32],
+        cache: &mut CompletionCache,
+        tap: &mut Tap,
+    ) {
+        let [prompts, completions, tokens, hidden] = embeddings.dims();
+        let pass = self.completing(prompt, &embeddings, positions, Some(cache));
+        let mut x = embeddings.reshape([prompts * completions, tokens, hidden]);
+        let Some((last, layers)) = self.layers.split_last() else { return };
+        for (index, layer) in layers.iter().enumerate() {
+            let projected = layer.project(x.clone(), &pass.rotary);
+            x = pass.finish(index, layer, x, projected, Some(cache));
         }
-        self.norm.forward(x).reshape([prompts, completions, tokens, hidden])
+        tap.take(&last.project(x, &pass.rotary));
+    }
+
+    fn completing<'a>(
+        &self,
+        prompt: &'a PromptStates,
+        embeddings: &Tensor<4>,
+        positions: &[u32],
+        cache: Option<&CompletionCache>,
+    ) -> Completing<'a> {
+        let [prompts, completions, tokens, _] = embeddings.dims();
+        let device = embeddings.device();
+        let start = cache.map_or(0, |cache| cache.length);
+        let positions: Vec<Position> =
+            positions.iter().flat_map(|&first| (0..tokens as u32).map(move |i| [first + i; 3])).collect();
+        let rotary = self.rope.tables(&positions, prompts, &device).for_completions(completions);
+        let mask = (tokens > 1).then(|| causal_mask(tokens, start + tokens, &device));
+        Completing { prompt, prompts, completions, start, rotary, mask }
+    }
+
+    /// How many heads its layers have.
+    pub(crate) fn heads(&self) -> Heads {
+        self.layers.first().map_or(Heads { query: 1, key: 1, dim: 1 }, |layer| layer.self_attn.heads)
+    }
+}
+
+/// Completions on their way through the layers.
+struct Completing<'a> {
+    prompt: &'a PromptStates,
+    prompts: usize,
+    completions: usize,
+    /// Tokens in the cache before these.
+    start: usize,
+    rotary: Rotary<4>,
+    mask: Option<Tensor<2>>,
+}
+
+impl Completing<'_> {
+    /// What follows the projections of a layer.
+    fn finish(
+        &self,
+        index: usize,
+        layer: &DecoderLayer,
+        x: Tensor<3>,
+        projected: Projected,
+        cache: Option<&mut CompletionCache>,
+    ) -> Tensor<3> {
+        let &Self { prompts, completions, .. } = self;
+        let heads = layer.self_attn.heads;
+        let per_prompt = |t: Tensor<4>| {
+            let [_, heads, tokens, dim] = t.dims();
+            t.reshape([prompts, completions, heads, tokens, dim]).swap_dims(1, 2)
+        };
+        let KeyValue { key, value } = projected.key_value;
+        let mut own = KeyValue { key: per_prompt(key), value: per_prompt(value) };
+        if let Some(cache) = cache {
+            own = cache.append(index, own, self.start);
+        }
+        // [prompts x completions, query heads, tokens, dim]: the query heads of a key head lie side by side.
+        let query = projected.query_after_rope;
+        let tokens = query.dims()[2];
+        let query =
+            query.reshape([prompts, completions, heads.key, heads.sharing() * tokens, heads.dim]).swap_dims(1, 2);
+        let attended = layer.self_attn.attend_prompt_and_own(
+            query,
+            &self.prompt.layers[index],
+            self.prompt.padding.as_ref(),
+            &own,
+            self.mask.as_ref(),
+        );
+        layer.finish(x, attended)
+    }
+}
+
+impl PromptStates {
+    /// Those of some prompts.
+    pub(crate) fn select(&self, prompts: &Tensor<1, Int>) -> Self {
+        let select = |t: &Tensor<4>| t.clone().select(0, prompts.clone());
+        Self {
+            hidden: self.hidden.clone().select(0, prompts.clone()),
+            layers: self
+                .layers
+                .iter()
+                .map(|layer| KeyValue { key: select(&layer.key), value: select(&layer.value) })
+                .collect(),
+            last_key_before_rope: self.last_key_before_rope.as_ref().map(select),
+            padding: self.padding.as_ref().map(select),
+        }
     }
 }
 
@@ -235,6 +310,13 @@ impl CompletionCache {
         Self { layers, length: 0 }
     }
 
+    /// That of the completions of some prompts.
+    pub(crate) fn select(&self, prompts: &Tensor<1, Int>) -> Self {
+        let select = |t: &Tensor<5>| t.clone().select(0, prompts.clone());
+        let layers = self.layers.iter().map(|layer| KeyValue { key: select(&layer.key), value: select(&layer.value) });
+        Self { layers: layers.collect(), length: self.length }
+    }
+
     /// Writes one layer's new keys and values at `start` and returns everything up to and with them.
     fn append(&mut self, layer: usize, new: KeyValue<5>, start: usize) -> KeyValue<5> {
         let [prompts, heads, completions, tokens, dim] = new.key.dims();
@@ -248,13 +330,13 @@ impl CompletionCache {
 }
 
 /// What attention computes from the residual stream.
-struct Projected {
+pub(crate) struct Projected {
     /// `[rows, query heads, tokens, head_dim]`.
-    query_before_rope: Tensor<4>,
-    query_after_rope: Tensor<4>,
+    pub(crate) query_before_rope: Tensor<4>,
+    pub(crate) query_after_rope: Tensor<4>,
     /// `[rows, key heads, tokens, head_dim]`.
-    key_before_rope: Tensor<4>,
-    key_value: KeyValue<4>,
+    pub(crate) key_before_rope: Tensor<4>,
+    pub(crate) key_value: KeyValue<4>,
 }
 
 impl DecoderLayer {
@@ -284,6 +366,11 @@ impl DecoderLayer {
                 down_proj: linear(inner, hidden),
             },
         }
+    }
+
+    /// Queries, keys and values of the residual stream.
+    fn project(&self, x: Tensor<3>, rotary: &Rotary<4>) -> Projected {
+        self.self_attn.project(self.input_layernorm.forward(x), rotary)
     }
 
     /// What follows attention: the residual and the feed-forward half. `attended` is in heads, `x` in the stream.

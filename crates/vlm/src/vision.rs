@@ -14,6 +14,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::config::{Tower, VisionConfig};
 use crate::preprocess::{Grid, ProcessedImage};
+use crate::probe::without_graph;
 use crate::rope::{Rotary, vision_rotary};
 
 const NORM_EPSILON: f64 = 1e-6;
@@ -25,6 +26,9 @@ pub struct VisionFeatures {
     pub tokens: Tensor<2>,
     /// What is added to the visual positions after decoder layer `i`, same shape.
     pub deepstack: Vec<Tensor<2>>,
+    /// On request, outside the autodiff graph: the share of attention that each visual token receives in the last block
+    /// that attends to the whole image, a mean over heads, queries and the patches of the token.
+    pub attention: Option<Tensor<1>>,
 }
 
 /// The image encoder.
@@ -131,7 +135,7 @@ impl VisionTower {
     }
 
     /// Encodes every image once; images of the same size run as one batch.
-    pub(crate) fn forward(&self, images: &[&ProcessedImage]) -> VisionFeatures {
+    pub(crate) fn forward(&self, images: &[&ProcessedImage], attention: bool) -> VisionFeatures {
         let mut sizes: Vec<Grid> = Vec::new();
         for image in images {
             log::trace!("encoding an image of {}x{} patches", image.grid.h, image.grid.w);
@@ -151,7 +155,7 @@ impl VisionTower {
                 total += tokens;
             }
             let batch: Vec<&ProcessedImage> = members.iter().map(|&i| images[i]).collect();
-            batches.push(self.forward_same_size(&batch, grid));
+            batches.push(self.forward_same_size(&batch, grid, attention));
         }
         let mut features = concatenate(batches);
         if sizes.len() > 1 {
@@ -162,15 +166,19 @@ impl VisionTower {
                     (start..start + image.grid.patches() / self.config.spatial_merge_size.pow(2)).map(|i| i as i64)
                 })
                 .collect();
-            let device = features.tokens.device();
-            let order = Tensor::<1, Int>::from_data(TensorData::new(order, [total]), &device);
+            let on = |device: &Device| Tensor::<1, Int>::from_data(TensorData::new(order.clone(), [total]), device);
+            features.attention = features.attention.map(|attention| {
+                let order = on(&attention.device());
+                attention.select(0, order)
+            });
+            let order = on(&features.tokens.device());
             features.tokens = features.tokens.select(0, order.clone());
             features.deepstack = features.deepstack.into_iter().map(|f| f.select(0, order.clone())).collect();
         }
         features
     }
 
-    fn forward_same_size(&self, images: &[&ProcessedImage], grid: Grid) -> VisionFeatures {
+    fn forward_same_size(&self, images: &[&ProcessedImage], grid: Grid, attention: bool) -> VisionFeatures {
         let device = self.patch_embed.proj.weight.val().device();
         let merge = self.config.spatial_merge_size;
         let patches = grid.patches();
@@ -202,6 +210,7 @@ impl VisionTower {
         }
         let whole = [Span { count: 1, patches }];
         let mut deepstack = Vec::with_capacity(self.deepstack_merger_list.len());
+        let mut received = None;
         for (index, block) in self.blocks.iter().enumerate() {
             let (spans, deepstack_indexes): (&[Span], &[usize]) = match (&self.config.tower, &windows) {
                 (Tower::Qwen2_5 { fullatt_block_indexes, .. }, Some(windows))
@@ -212,7 +221,8 @@ impl VisionTower {
                 (Tower::Qwen2_5 { .. }, _) => (&whole, &[]),
                 (Tower::Qwen3 { deepstack_visual_indexes, .. }, _) => (&whole, deepstack_visual_indexes),
             };
-            x = block.forward(x, &rotary, spans);
+            let last_whole = attention && Some(index) == self.last_whole_block();
+            x = block.forward(x, &rotary, spans, last_whole.then_some(&mut received));
             for (merger, &block) in self.deepstack_merger_list.iter().zip(deepstack_indexes) {
                 if block == index {
                     deepstack.push(merger.forward(x.clone(), merge));
@@ -220,10 +230,26 @@ impl VisionTower {
             }
         }
         let mut tokens = self.merger.forward(x, merge);
+        let mut attention = received.map(|received: Tensor<2>| {
+            let tokens = images.len() * patches / merge.pow(2);
+            received.reshape([tokens, merge.pow(2)]).mean_dim(1).reshape([tokens])
+        });
         if let Some(windows) = windows {
             tokens = tokens.select(0, windows.back_to_raster(images.len(), &device));
+            attention = attention.map(|attention| {
+                let order = windows.back_to_raster(images.len(), &attention.device());
+                attention.select(0, order)
+            });
         }
-        VisionFeatures { tokens, deepstack }
+        VisionFeatures { tokens, deepstack, attention }
+    }
+
+    /// The last block that attends to the whole image, if any does.
+    fn last_whole_block(&self) -> Option<usize> {
+        match &self.config.tower {
+            Tower::Qwen2_5 { fullatt_block_indexes, .. } => fullatt_block_indexes.iter().copied().max(),
+            Tower::Qwen3 { .. } => self.config.depth.checked_sub(1),
+        }
     }
 
     /// The learned positions, a square table, read off bilinearly at the image's grid (corners aligned):
@@ -336,6 +362,11 @@ pub(crate) fn concatenate(mut batches: Vec<VisionFeatures>) -> VisionFeatures {
         deepstack: (0..levels)
             .map(|level| Tensor::cat(batches.iter().map(|batch| batch.deepstack[level].clone()).collect(), 0))
             .collect(),
+        attention: batches
+            .iter()
+            .map(|batch| batch.attention.clone())
+            .collect::<Option<Vec<_>>>()
+            .map(|attention| Tensor::cat(attention, 0)),
         tokens: Tensor::cat(batches.into_iter().map(|batch| batch.tokens).collect(), 0),
     }
 }
@@ -440,15 +471,28 @@ impl VisionBlock {
         }
     }
 
-    fn forward(&self, x: Tensor<3>, rotary: &Rotary<4>, spans: &[Span]) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(self.norm1.forward(x), rotary, spans);
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        rotary: &Rotary<4>,
+        spans: &[Span],
+        received: Option<&mut Option<Tensor<2>>>,
+    ) -> Tensor<3> {
+        let x = x.clone() + self.attn.forward(self.norm1.forward(x), rotary, spans, received);
         x.clone() + self.mlp.forward(self.norm2.forward(x))
     }
 }
 
 impl VisionAttention {
-    /// Attention within each of the groups that `spans` cuts the patches into.
-    fn forward(&self, x: Tensor<3>, rotary: &Rotary<4>, spans: &[Span]) -> Tensor<3> {
+    /// Attention within each of the groups that `spans` cuts the patches into. `received` gets the share of attention of
+    /// every patch, `[images, patches]`, a mean over heads and queries; that makes sense for one group only.
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        rotary: &Rotary<4>,
+        spans: &[Span],
+        mut received: Option<&mut Option<Tensor<2>>>,
+    ) -> Tensor<3> {
         let [images, patches, hidden] = x.dims();
         let head_dim = hidden / self.num_heads;
         let qkv = self.qkv.forward(x);
@@ -469,7 +513,12 @@ impl VisionAttention {
                     .swap_dims(1, 2)
             };
             let scores = groups(&query).matmul(groups(&key).swap_dims(2, 3)).cast(DType::F32);
-            let mixed = softmax(scores, 3).cast(value.dtype()).matmul(groups(&value)).swap_dims(1, 2);
+            let probabilities = softmax(scores, 3);
+            if let Some(received) = received.as_deref_mut() {
+                let mean = without_graph(probabilities.clone()).mean_dim(1).mean_dim(2);
+                *received = Some(mean.reshape([images, span.patches]));
+            }
+            let mixed = probabilities.cast(value.dtype()).matmul(groups(&value)).swap_dims(1, 2);
             attended.push(mixed.reshape([images, span.count * span.patches, hidden]));
             start += span.count * span.patches;
         }

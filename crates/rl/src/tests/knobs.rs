@@ -29,7 +29,7 @@ fn a_truncated_completion_that_is_masked_is_as_if_it_had_no_tokens() {
     let update = descent(masked(true), options()).update(&groups, 1.0).unwrap();
     for (group, credit) in groups.iter().zip(&update.credit) {
         for (answer, credit) in group.completions.iter().zip(credit) {
-            assert_eq!(credit.len(), if answer.truncated { 0 } else { answer.tokens.len() });
+            assert_eq!(credit.weights.len(), if answer.truncated { 0 } else { answer.tokens.len() });
         }
     }
     let found = gradient(descent(masked(true), options()), &groups);
@@ -65,7 +65,7 @@ fn a_penalty_in_the_reward_lowers_it_by_the_divergence_of_the_completion() {
     trainer.policy.sharpen(2.0);
     let rollout = trainer.rollout(&Count, &rows(0.0)).unwrap();
     let reference = trainer.reference.clone().unwrap();
-    let scores = Policy::score(&reference, &rollout.groups, 0.7, SignalSet::default()).unwrap();
+    let scores = Policy::score(&reference, &rollout.groups, 0.7, &SignalSet::default()).unwrap();
     let [_, width] = scores.log_probs.dims();
     let reference: Vec<f32> = scores.log_probs.into_data().try_to_vec().unwrap();
     let update = trainer.update(&rollout.groups, 0.1).unwrap();
@@ -168,7 +168,7 @@ fn only_the_tokens_of_the_highest_entropy_move_the_policy() {
 
 /// Entropy of every token that was drawn.
 fn entropies(policy: &Tiny, groups: &[Group<usize>]) -> Vec<Vec<f32>> {
-    let scores = policy.score(groups, 0.7, SignalSet::default()).unwrap();
+    let scores = policy.score(groups, 0.7, &SignalSet::default()).unwrap();
     let [_, width] = scores.entropy.dims();
     let entropies: Vec<f32> = scores.entropy.into_data().try_to_vec().unwrap();
     let answers = groups.iter().flat_map(|group| &group.completions);

@@ -9,8 +9,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::RngExt;
 
 use crate::{
-    AttentionStates, Completion, CreditAssigner, Error, Group, Policy, Reward, Rope, Sampler, Sampling, Scores,
-    SignalSet, Signals, Task, TaskError, sample_from_logits, stream,
+    AttentionRequest, AttentionStates, Completion, CreditAssigner, Error, Group, Policy, ResponseStates, Reward, Rope,
+    Sampler, Sampling, Scores, SignalSet, Signals, Task, TaskError, TokenCredit, sample_from_logits, stream,
 };
 
 pub(super) const VOCABULARY: usize = 6;
@@ -93,7 +93,7 @@ impl Policy for Tiny {
         PROMPT_TOKENS
     }
 
-    fn score(&self, groups: &[Group<usize>], temperature: f32, signals: SignalSet) -> Result<Scores, Error> {
+    fn score(&self, groups: &[Group<usize>], temperature: f32, signals: &SignalSet) -> Result<Scores, Error> {
         self.passes.fetch_add(1, Ordering::Relaxed);
         self.signal_passes.fetch_add(usize::from(signals.attention.is_some()), Ordering::Relaxed);
         let temperature = self.wrong_temperature.unwrap_or(temperature);
@@ -107,9 +107,10 @@ impl Policy for Tiny {
             scores.log_probs = scores.log_probs + trap.val().sqrt().unsqueeze();
         }
         let [count, width] = scores.log_probs.dims();
-        scores.signals.attention = signals.attention.map(|_| AttentionStates {
-            queries: scores.log_probs.clone().detach().reshape([count, 1, width, 1]),
+        scores.signals.attention = signals.attention.as_ref().map(|_| AttentionStates {
+            response: scores.log_probs.clone().detach().reshape([count, 1, width, 1]),
             visual_keys: Vec::new(),
+            key_heads: vec![0],
         });
         Ok(scores)
     }
@@ -163,6 +164,10 @@ impl Task for Count {
     }
 }
 
+fn anything() -> AttentionRequest {
+    AttentionRequest { rope: Rope::After, response: ResponseStates::Queries, heads: None, visual_tokens: None }
+}
+
 /// Weight `factor` for every token, asking for attention states or not.
 pub(super) struct Flat {
     pub(super) factor: f32,
@@ -170,14 +175,14 @@ pub(super) struct Flat {
 }
 
 impl CreditAssigner<usize> for Flat {
-    fn signals(&self) -> SignalSet {
-        SignalSet { attention: self.wants_attention.then_some(Rope::After) }
+    fn signals(&self, _: &[&usize]) -> Result<SignalSet, Error> {
+        Ok(SignalSet { attention: self.wants_attention.then(anything), image_attention: false })
     }
 
-    fn weights(&self, groups: &[Group<usize>], signals: &Signals) -> Result<Vec<Vec<f32>>, Error> {
+    fn assign(&self, groups: &[Group<usize>], signals: &Signals) -> Result<Vec<TokenCredit>, Error> {
         assert_eq!(signals.attention.is_some(), self.wants_attention);
         let completions = groups.iter().flat_map(|group| &group.completions);
-        Ok(completions.map(|completion| vec![self.factor; completion.tokens.len()]).collect())
+        Ok(completions.map(|completion| vec![self.factor; completion.tokens.len()].into()).collect())
     }
 }
 
@@ -185,17 +190,17 @@ impl CreditAssigner<usize> for Flat {
 pub(super) struct ByToken;
 
 impl ByToken {
-    pub(super) fn of(completion: &Completion) -> Vec<f32> {
-        completion.tokens.iter().map(|&token| 1.0 + token as f32).collect()
+    pub(super) fn of(completion: &Completion) -> TokenCredit {
+        completion.tokens.iter().map(|&token| 1.0 + token as f32).collect::<Vec<_>>().into()
     }
 }
 
 impl CreditAssigner<usize> for ByToken {
-    fn signals(&self) -> SignalSet {
-        SignalSet { attention: Some(Rope::After) }
+    fn signals(&self, _: &[&usize]) -> Result<SignalSet, Error> {
+        Ok(SignalSet { attention: Some(anything()), image_attention: false })
     }
 
-    fn weights(&self, groups: &[Group<usize>], _: &Signals) -> Result<Vec<Vec<f32>>, Error> {
+    fn assign(&self, groups: &[Group<usize>], _: &Signals) -> Result<Vec<TokenCredit>, Error> {
         Ok(groups.iter().flat_map(|group| &group.completions).map(Self::of).collect())
     }
 }
@@ -204,11 +209,11 @@ impl CreditAssigner<usize> for ByToken {
 pub(super) struct Fixed(pub(super) Vec<Vec<f32>>);
 
 impl CreditAssigner<usize> for Fixed {
-    fn signals(&self) -> SignalSet {
-        SignalSet::default()
+    fn signals(&self, _: &[&usize]) -> Result<SignalSet, Error> {
+        Ok(SignalSet::default())
     }
 
-    fn weights(&self, _: &[Group<usize>], _: &Signals) -> Result<Vec<Vec<f32>>, Error> {
-        Ok(self.0.clone())
+    fn assign(&self, _: &[Group<usize>], _: &Signals) -> Result<Vec<TokenCredit>, Error> {
+        Ok(self.0.iter().cloned().map(TokenCredit::from).collect())
     }
 }

@@ -1,0 +1,189 @@
+//! What credit assignment reads of a forward pass: states of the last decoder layer, and how much attention visual tokens
+//! receive in the vision tower. All of it comes out of passes that happen anyway, and lies outside the autodiff graph.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::Error;
+use crate::processor::Prompt;
+use crate::text::{Heads, KeyValue, Projected, PromptStates};
+
+/// What [`QwenVl::score`](crate::QwenVl::score) and [`QwenVl::generate_probed`](crate::QwenVl::generate_probed) hand out
+/// beside their result.
+#[derive(Debug, Clone, Default)]
+pub struct Probe {
+    /// States of the last decoder layer.
+    pub attention: Option<AttentionProbe>,
+    /// How much attention every visual token receives in the vision tower.
+    pub image_attention: bool,
+}
+
+/// Which states of the last decoder layer are handed out.
+#[derive(Debug, Clone)]
+pub struct AttentionProbe {
+    /// Of both the completions and the visual tokens.
+    pub point: AttentionPoint,
+    /// What of completion tokens.
+    pub response: ResponseStates,
+    /// Query heads, in this order; `None` for all of them.
+    pub heads: Option<Vec<usize>>,
+    /// For every prompt the visual tokens whose keys are handed out, in this order; `None` for all of them.
+    pub visual_tokens: Option<Vec<Vec<usize>>>,
+}
+
+/// Whether states are taken before or after the rotary embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionPoint {
+    /// Without positions.
+    BeforeRope,
+    /// As attention itself uses them.
+    AfterRope,
+}
+
+/// What is taken of completion tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResponseStates {
+    /// Their queries.
+    Queries,
+    /// Their keys; a key head once for every query head that shares it.
+    Keys,
+}
+
+/// What a [`Probe`] asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Probed {
+    /// States of the last decoder layer.
+    pub attention: Option<LastAttention>,
+    /// For every prompt the share of attention that each visual token receives in the last block of the vision tower
+    /// that attends to the whole image: a mean over heads, queries and the patches of the token.
+    pub image_attention: Option<Vec<Tensor<1>>>,
+}
+
+/// States of completion tokens and keys of visual tokens in the last decoder layer.
+#[derive(Debug, Clone)]
+pub struct LastAttention {
+    /// `[completions, heads, tokens, head_dim]`, completions of all prompts one after another, right-padded: each token's
+    /// state at its own position.
+    pub response: Tensor<4>,
+    /// For every prompt `[key heads, visual tokens, head_dim]`; without a choice, visual tokens in the order of the prompt.
+    pub visual_keys: Vec<Tensor<3>>,
+    /// For every head of `response` the key head that it attends to.
+    pub key_heads: Vec<usize>,
+}
+
+impl Probe {
+    /// Refuses heads and visual tokens that are not there.
+    pub(crate) fn check(&self, prompts: &[&Prompt], heads: Heads) -> Result<(), Error> {
+        let Some(AttentionProbe { heads: chosen, visual_tokens, .. }) = &self.attention else { return Ok(()) };
+        let refuse = |what, index, count| Err(Error::ProbeOutOfRange { what, index, count });
+        if let Some(&head) = chosen.iter().flatten().find(|&&head| head >= heads.query) {
+            return refuse("query head", head, heads.query);
+        }
+        let Some(chosen) = visual_tokens else { return Ok(()) };
+        if chosen.len() != prompts.len() {
+            return refuse("list of visual tokens", chosen.len(), prompts.len());
+        }
+        for (chosen, prompt) in chosen.iter().zip(prompts) {
+            let count = visual_positions(prompt).count();
+            if let Some(&token) = chosen.iter().find(|&&token| token >= count) {
+                return refuse("visual token", token, count);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn before_rope(&self) -> bool {
+        self.attention.as_ref().is_some_and(|attention| attention.point == AttentionPoint::BeforeRope)
+    }
+}
+
+impl AttentionProbe {
+    /// The chosen query heads.
+    fn chosen(&self, heads: Heads) -> Vec<usize> {
+        self.heads.clone().unwrap_or_else(|| (0..heads.query).collect())
+    }
+
+    /// With the keys of the visual tokens of `prompts`.
+    pub(crate) fn found(
+        &self,
+        prompts: &[&Prompt],
+        states: &PromptStates,
+        heads: Heads,
+        response: Tensor<4>,
+    ) -> LastAttention {
+        let keys = match self.point {
+            AttentionPoint::BeforeRope => states.last_key_before_rope.clone(),
+            AttentionPoint::AfterRope => states.layers.last().map(|layer| layer.key.clone()),
+        };
+        let visual_keys = keys.map(without_graph).map_or_else(Vec::new, |keys| {
+            let of_prompt = |(row, prompt): (usize, &&Prompt)| {
+                let visual: Vec<usize> = visual_positions(prompt).collect();
+                let positions = match &self.visual_tokens {
+                    Some(chosen) => chosen[row].iter().map(|&token| visual[token]).collect(),
+                    None => visual,
+                };
+                let keys = keys.clone().narrow(0, row, 1).squeeze_dim::<3>(0);
+                keys.select(1, indices(&positions, &response.device()))
+            };
+            prompts.iter().enumerate().map(of_prompt).collect()
+        });
+        let key_heads = self.chosen(heads).into_iter().map(|head| head / heads.sharing()).collect();
+        LastAttention { response, visual_keys, key_heads }
+    }
+}
+
+/// Takes states of the last layer while completions run through it.
+pub(crate) struct Tap {
+    point: AttentionPoint,
+    response: ResponseStates,
+    /// Rows of the states that are taken; `None` for all.
+    heads: Option<Tensor<1, Int>>,
+    /// `[completions, heads, tokens, head_dim]` of every pass so far.
+    pub(crate) taken: Vec<Tensor<4>>,
+}
+
+impl Tap {
+    pub(crate) fn new(probe: &AttentionProbe, heads: Heads, device: &Device) -> Self {
+        let rows: Vec<usize> = match probe.response {
+            ResponseStates::Queries => probe.chosen(heads),
+            ResponseStates::Keys => probe.chosen(heads).into_iter().map(|head| head / heads.sharing()).collect(),
+        };
+        let all = match probe.response {
+            ResponseStates::Queries => heads.query,
+            ResponseStates::Keys => heads.key,
+        };
+        // Choosing every head in order would only copy.
+        let heads = (!rows.iter().copied().eq(0..all)).then(|| indices(&rows, device));
+        Self { point: probe.point, response: probe.response, heads, taken: Vec::new() }
+    }
+
+    pub(crate) fn take(&mut self, projected: &Projected) {
+        let Projected { query_before_rope, query_after_rope, key_before_rope, key_value: KeyValue { key, .. } } =
+            projected;
+        let states = match (self.response, self.point) {
+            (ResponseStates::Queries, AttentionPoint::BeforeRope) => query_before_rope,
+            (ResponseStates::Queries, AttentionPoint::AfterRope) => query_after_rope,
+            (ResponseStates::Keys, AttentionPoint::BeforeRope) => key_before_rope,
+            (ResponseStates::Keys, AttentionPoint::AfterRope) => key,
+        };
+        let states = without_graph(states.clone());
+        self.taken.push(match &self.heads {
+            Some(heads) => states.select(1, heads.clone()),
+            None => states,
+        });
+    }
+}
+
+/// Positions of a prompt's visual tokens.
+fn visual_positions(prompt: &Prompt) -> impl Iterator<Item = usize> {
+    prompt.image_spans().iter().cloned().flatten()
+}
+
+pub(crate) fn indices(values: &[usize], device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i64> = values.iter().map(|&value| value as i64).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+pub(crate) fn without_graph<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.is_autodiff() { tensor.inner() } else { tensor }
+}
