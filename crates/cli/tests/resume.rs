@@ -391,6 +391,37 @@ fn a_complete_run_says_so_and_another_configuration_is_refused() {
 }
 
 #[test]
+fn a_report_is_made_again() {
+    let baseline = Baseline::get();
+    done(baseline.train("reported"));
+    let path = baseline.path("reported/report.html");
+    let page = fs::read(&path).unwrap();
+    let report = |directory: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_firesight"));
+        command.arg("report").arg(baseline.path(directory));
+        command
+    };
+    // A run that ended between its outcome and its report makes up for it.
+    for again in [baseline.train("reported"), report("reported")] {
+        fs::remove_file(&path).unwrap();
+        assert!(done(again).contains(&path.display().to_string()));
+        assert!(fs::read(&path).unwrap() == page);
+    }
+    // None can be written over a directory. That is no reason for a run to fail.
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let text = done(baseline.train("reported"));
+    assert!(text.contains("no report") && text.contains("after RL"), "{text}");
+
+    for (directory, expected) in [("reported", "report.html"), ("nowhere", "nowhere is no run directory")] {
+        let output = report(directory).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && text.contains(expected), "{text}");
+    }
+    assert!(!baseline.path("nowhere").exists());
+}
+
+#[test]
 fn two_processes_do_not_share_a_run() {
     let baseline = Baseline::get();
     let mut first = baseline.train("shared").spawn().unwrap();

@@ -89,7 +89,8 @@ pub fn reinforcement(state: State, held_out: &HeldOut, run: &mut Run<'_>) -> Res
             write_samples(&run.directory, step, &samples, &report, config.evaluation.samples)?;
         }
         if config.log.writes_rollout(step, settings.steps) {
-            write_rollout(&run.directory, step, &samples, &report)?;
+            let processor = trainer.policy.processor();
+            write_rollout(&run.directory, step, &samples, &report, processor.tokenizer())?;
         }
         let at = &mut position.reinforcement;
         (at.steps, at.first_stream) = (step, trainer.options.sampling.first_stream);
@@ -193,7 +194,7 @@ fn keep_failed_update(
     groups: &[Group<VlmPrompt>],
     run: &RunDirectory,
 ) -> Result<Error, Error> {
-    let batch = write_failed(run, step, samples, groups)?;
+    let batch = write_failed(run, step, samples, groups, policy.processor().tokenizer())?;
     let policy = run.save_model("model-before-failure", policy)?;
     Ok(Error::Update { step, batch, policy, source })
 }

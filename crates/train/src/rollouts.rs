@@ -16,6 +16,7 @@
 //! | key | what |
 //! |---|---|
 //! | `text`, `tokens` | the answer, decoded without special tokens and as token ids with its stop token |
+//! | `pieces` | what each token adds to the text; the empty text for a special token and for a part of a character |
 //! | `log_probs` | log-probability of each token when it was drawn, at the sampling temperature |
 //! | `truncated` | whether it met the length limit |
 //! | `reward`, `parts` | the number that is optimised, and its parts by name before they are weighted; null abstains |
@@ -30,6 +31,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use firesight_rl::{Group, StepReport};
+use firesight_vlm::Tokenizer;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use image::RgbImage;
@@ -48,9 +50,10 @@ pub(crate) fn write_rollout(
     step: usize,
     questions: &[Question],
     report: &StepReport<VlmPrompt>,
+    tokenizer: &Tokenizer,
 ) -> Result<PathBuf, Error> {
     let learnt = Learnt { advantages: &report.advantages, credit: &report.credit };
-    write(run, "rollouts", step, questions, &report.groups, learnt)
+    write(run, "rollouts", step, questions, &report.groups, learnt, tokenizer)
 }
 
 /// Writes the rollout of a step whose update failed.
@@ -59,8 +62,9 @@ pub(crate) fn write_failed(
     step: usize,
     questions: &[Question],
     groups: &[Group<VlmPrompt>],
+    tokenizer: &Tokenizer,
 ) -> Result<PathBuf, Error> {
-    write(run, "failed", step, questions, groups, Learnt::default())
+    write(run, "failed", step, questions, groups, Learnt::default(), tokenizer)
 }
 
 /// What an update made of a rollout; a failed one made nothing.
@@ -79,6 +83,7 @@ fn write(
     questions: &[Question],
     groups: &[Group<VlmPrompt>],
     learnt: Learnt<'_>,
+    tokenizer: &Tokenizer,
 ) -> Result<PathBuf, Error> {
     let name = format!("{folder}/step{step:04}.jsonl.gz");
     let io = |source| Error::Io { path: run.path().join(&name), source };
@@ -91,7 +96,7 @@ fn write(
             answer: &question.example.answer,
             image: write_image(run, &question.example.image)?,
             prompt_tokens: group.prompt.tokens(),
-            completions: completions(index, group, learnt),
+            completions: completions(index, group, learnt, tokenizer)?,
         };
         serde_json::to_writer(&mut compressed, &line).map_err(|error| io(error.into()))?;
         compressed.write_all(b"\n").map_err(io)?;
@@ -118,21 +123,29 @@ pub(crate) fn png(image: &RgbImage) -> Vec<u8> {
     png
 }
 
-fn completions<'a>(index: usize, group: &'a Group<VlmPrompt>, learnt: Learnt<'_>) -> Vec<CompletionLine<'a>> {
+fn completions<'a>(
+    index: usize,
+    group: &'a Group<VlmPrompt>,
+    learnt: Learnt<'_>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<CompletionLine<'a>>, Error> {
     let (advantages, credit) = (learnt.advantages.get(index), learnt.credit.get(index));
     let each = group.completions.iter().zip(&group.rewards).enumerate();
-    each.map(|(place, (completion, reward))| CompletionLine {
-        text: &completion.text,
-        tokens: &completion.tokens,
-        log_probs: numbers(&completion.log_probs),
-        truncated: completion.truncated,
-        reward: reward.total().map(Number),
-        parts: reward.parts.iter().map(|part| (part.name.as_str(), part.value.map(Number))).collect(),
-        advantage: advantages.and_then(|advantages| advantages.get(place)).copied().map(Number),
-        credit_weights: credit
-            .and_then(|credit| credit.get(place))
-            .filter(|weights| weights.len() == completion.tokens.len())
-            .map(|weights| numbers(weights)),
+    each.map(|(place, (completion, reward))| {
+        Ok(CompletionLine {
+            text: &completion.text,
+            tokens: &completion.tokens,
+            pieces: tokenizer.pieces(&completion.tokens)?,
+            log_probs: numbers(&completion.log_probs),
+            truncated: completion.truncated,
+            reward: reward.total().map(Number),
+            parts: reward.parts.iter().map(|part| (part.name.as_str(), part.value.map(Number))).collect(),
+            advantage: advantages.and_then(|advantages| advantages.get(place)).copied().map(Number),
+            credit_weights: credit
+                .and_then(|credit| credit.get(place))
+                .filter(|weights| weights.len() == completion.tokens.len())
+                .map(|weights| numbers(weights)),
+        })
     })
     .collect()
 }
@@ -152,6 +165,7 @@ struct Line<'a> {
 struct CompletionLine<'a> {
     text: &'a str,
     tokens: &'a [u32],
+    pieces: Vec<String>,
     log_probs: Vec<Number>,
     truncated: bool,
     reward: Option<Number>,
@@ -228,7 +242,9 @@ mod tests {
             metrics: Vec::new(),
         };
 
-        let path = write_rollout(&run, 12, &questions, &report).unwrap();
+        let tokenizer = Tokenizer::from_dir(&config.model).unwrap();
+        let pieces = [tokenizer.decode(&[7]).unwrap(), tokenizer.decode(&[8]).unwrap()];
+        let path = write_rollout(&run, 12, &questions, &report, &tokenizer).unwrap();
         assert_eq!(path, run.path().join("rollouts/step0012.jsonl.gz"));
         let lines_found = lines(&path);
         assert_eq!(lines_found.len(), 3);
@@ -243,12 +259,12 @@ mod tests {
             line["completions"],
             json!([
                 {
-                    "text": "a \"1\"\n", "tokens": [7, 8], "log_probs": [-0.1, "-inf"], "truncated": false,
+                    "text": "a \"1\"\n", "tokens": [7, 8], "pieces": pieces, "log_probs": [-0.1, "-inf"], "truncated": false,
                     "reward": 1.0, "parts": { "accuracy": 1.0, "brevity": null, "format": 0.5 },
                     "advantage": 0.7, "credit_weights": [0.25, 1.0],
                 },
                 {
-                    "text": "", "tokens": [7], "log_probs": [-1.5], "truncated": true,
+                    "text": "", "tokens": [7], "pieces": [pieces[0]], "log_probs": [-1.5], "truncated": true,
                     "reward": 0.0, "parts": { "accuracy": 0.0, "brevity": null, "format": 0.5 },
                     "advantage": -0.7, "credit_weights": [1.0],
                 },
@@ -269,9 +285,9 @@ mod tests {
 
         // A step that is run again leaves the same file; one that failed has no advantages.
         let before = std::fs::read(&path).unwrap();
-        write_rollout(&run, 12, &questions, &report).unwrap();
+        write_rollout(&run, 12, &questions, &report, &tokenizer).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), before);
-        let failed = write_failed(&run, 12, &questions, &groups).unwrap();
+        let failed = write_failed(&run, 12, &questions, &groups, &tokenizer).unwrap();
         assert_eq!(failed, run.path().join("failed/step0012.jsonl.gz"));
         let mut expected = lines_found;
         for completion in expected.iter_mut().flat_map(|line| line["completions"].as_array_mut().unwrap()) {

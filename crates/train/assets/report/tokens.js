@@ -1,0 +1,117 @@
+// The text of a completion, token by token.
+
+const numbers = (values) => (values ?? []).filter((value) => typeof value === "number");
+
+function largest(values) {
+  let found = 0;
+  for (const value of values) found = Math.max(found, Math.abs(value));
+  return found;
+}
+
+const completions = run.groups.flatMap((group) => group.completions);
+/** The ends of the scales: of weights at least 1, which is all of the advantage; of alignments what there is. */
+const HEAVIEST = Math.max(1, largest(completions.flatMap((found) => numbers(found.credit_weights))));
+const FARTHEST = largest(completions.flatMap((found) => numbers(found.evidence?.alignment))) || 1;
+const HAS_WEIGHTS = completions.some((found) => found.pieces && found.credit_weights);
+const HAS_ALIGNMENT = completions.some((found) => found.pieces && found.evidence);
+
+/** Ranges of tokens that share a weight, where none are written. */
+function runs(weights, count) {
+  const ranges = [];
+  for (let token = 0; token < count; token += 1) {
+    if (ranges.length > 0 && (!weights || weights[token] === weights[token - 1])) ranges.at(-1)[1] = token + 1;
+    else ranges.push([token, token + 1]);
+  }
+  return ranges;
+}
+
+/** Ranges of tokens that cover a completion: its paragraphs, and what is between them. */
+function paragraphs({ pieces, evidence, credit_weights: weights }) {
+  if (!evidence) return runs(weights, pieces.length);
+  const ranges = [];
+  let end = 0;
+  for (const [from, to] of [...evidence.segments, [pieces.length, pieces.length]]) {
+    if (from > end) ranges.push([end, from]);
+    if (to > from) ranges.push([from, to]);
+    end = Math.max(end, to);
+  }
+  return ranges;
+}
+
+function token(completion, place) {
+  const piece = completion.pieces[place];
+  const made = element("span", { class: "token", tabindex: "-1", "data-token": String(place) });
+  if (piece === "") made.classList.add("empty");
+  else if (/^\s*\n\s*$/.test(piece)) made.classList.add("break");
+  made.append(piece);
+  const weight = completion.credit_weights?.[place];
+  if (typeof weight === "number") made.style.setProperty("--weight", weight / HEAVIEST);
+  const alignment = completion.evidence?.alignment[place];
+  if (typeof alignment === "number") {
+    made.style.setProperty("--alignment", Math.abs(alignment) / FARTHEST);
+    made.classList.add(alignment < 0 ? "against" : "along");
+  }
+  return made;
+}
+
+function paragraph(completion, [from, to]) {
+  const places = Array.from({ length: to - from }, (_, offset) => from + offset);
+  const weight = completion.credit_weights?.[from];
+  return element("div", { class: "paragraph" },
+    element("span", { class: "weight", title: "weight of the paragraph" }, weight === undefined ? "" : shown(weight)),
+    element("div", {}, ...places.map((place) => token(completion, place))));
+}
+
+const reading = document.getElementById("reading");
+
+function read(span, completion) {
+  const place = Number(span.dataset.token);
+  const logProb = completion.log_probs[place];
+  const piece = completion.pieces[place];
+  const rows = [
+    ["weight", completion.credit_weights && shown(completion.credit_weights[place])],
+    ["alignment", completion.evidence && signed(completion.evidence.alignment[place])],
+    ["log-probability", shown(logProb)],
+    ["probability", typeof logProb === "number" ? percent(Math.exp(logProb)) : null],
+  ].filter(([, value]) => value);
+  reading.replaceChildren(
+    element("p", {}, piece === "" ? "no text of its own" : JSON.stringify(piece)),
+    element("dl", {}, ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])));
+  reading.hidden = false;
+  const at = span.getClientRects()[0] ?? span.getBoundingClientRect();
+  const [width, height] = [reading.offsetWidth, reading.offsetHeight];
+  const left = Math.min(Math.max(8, at.left + at.width / 2 - width / 2), document.documentElement.clientWidth - width - 8);
+  const top = at.top - height - 6 < 0 ? at.bottom + 6 : at.top - height - 6;
+  reading.style.transform = `translate(${left}px, ${top}px)`;
+}
+
+const unread = () => { reading.hidden = true; };
+addEventListener("scroll", unread, { passive: true });
+addEventListener("keydown", (event) => { if (event.key === "Escape") unread(); });
+
+/** The completion as text; a token shows its numbers under the pointer, when tapped, and by the arrow keys. */
+function tokens(completion) {
+  if (!completion.pieces) {
+    return element("div", { class: "text plain", tabindex: "0" }, completion.text);
+  }
+  const text = element("div", {
+    class: "text", tabindex: "0", role: "group", "aria-label": "Completion; arrow keys go from token to token",
+  }, ...paragraphs(completion).map((range) => paragraph(completion, range)));
+  const spans = [...text.querySelectorAll(".token")];
+  const on = (event) => {
+    const span = event.target.closest?.(".token");
+    if (span) read(span, completion);
+    else unread();
+  };
+  for (const name of ["pointerover", "click", "focusin"]) text.addEventListener(name, on);
+  text.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") unread(); });
+  text.addEventListener("focusout", unread);
+  text.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const now = spans.indexOf(document.activeElement);
+    spans[Math.min(Math.max(now + step, 0), spans.length - 1)]?.focus();
+  });
+  return text;
+}
