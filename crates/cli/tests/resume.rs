@@ -345,6 +345,7 @@ fn asked_to_stop_a_run_ends_well_and_goes_on() {
         let steps = said.iter().filter(|line| line.contains("  left ")).count();
         assert!(steps <= 1, "{moment}: more than the step under way was taken: {said:?}");
         assert!(!baseline.path(&directory).join("model").exists());
+        assert!(baseline.path(&directory).join("report.html").exists());
 
         done(baseline.train(&directory));
         baseline.compare(&directory, moment);

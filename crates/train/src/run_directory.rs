@@ -369,9 +369,13 @@ mod tests {
             refused
         };
         // What a run leaves that ends in its first moments, and in the next.
-        for early in
-            [vec![], vec![LOCK], vec![LOCK, "config.toml.partial"], vec![CONFIG, LOCK], vec![CONFIG, METRICS, LOCK, REPORT]]
-        {
+        for early in [
+            vec![],
+            vec![LOCK],
+            vec![LOCK, "config.toml.partial"],
+            vec![CONFIG, LOCK],
+            vec![CONFIG, METRICS, LOCK, REPORT],
+        ] {
             assert!(!refused(&early), "{early:?}");
         }
         for theirs in [vec!["thesis.tex"], vec![METRICS], vec!["a.partial", "b"], vec![CONFIG, LOCK, "model"]] {

@@ -191,7 +191,8 @@ pub(crate) mod tests {
         for number in 0..5usize.pow(5) {
             let ids: Vec<u32> = (0..5).map(|place| bytes[number / 5usize.pow(place) % 5]).collect();
             for length in 0..=ids.len() {
-                let (text, pieces) = (tokenizer.decode(&ids[..length]).unwrap(), tokenizer.pieces(&ids[..length]).unwrap());
+                let (text, pieces) =
+                    (tokenizer.decode(&ids[..length]).unwrap(), tokenizer.pieces(&ids[..length]).unwrap());
                 assert_eq!((pieces.len(), pieces.concat()), (length, text), "{:?}", &ids[..length]);
             }
         }

@@ -15,7 +15,13 @@ function measures(names) {
   const number = (name) => Number(name.split("_").at(-1));
   drawn.sort((a, b) => a.localeCompare(b, "en", { numeric: true }) || number(a) - number(b));
   return [
-    ["All questions", [["with picture", "eval/accuracy"], ["blind", "eval/blind_accuracy"]]],
+    [
+      "All questions",
+      [
+        ["with picture", "eval/accuracy"],
+        ["blind", "eval/blind_accuracy"],
+      ],
+    ],
     ["Kind of picture", kinds.filter((kind) => run.pictures.includes(kind)).map(row)],
     ["Kind of question", kinds.filter((kind) => !run.pictures.includes(kind)).map(row)],
     ["Drawn answers", drawn.map((name) => [name.slice("eval/".length).replace("_at_", "@"), name])],
@@ -47,13 +53,22 @@ function accuracy() {
     const known = rows.filter(([, metric]) => names.includes(metric));
     if (known.length === 0) return null;
     const top = element("tr", {}, element("th", { scope: "rowgroup", colspan: String(stages.length + 1) }, title));
-    const row = ([label, metric]) => element("tr", {},
-      element("th", { scope: "row" }, label), ...stages.map(([stage]) => accuracyCell(stage, metric)));
+    const row = ([label, metric]) =>
+      element(
+        "tr",
+        {},
+        element("th", { scope: "row" }, label),
+        ...stages.map(([stage]) => accuracyCell(stage, metric)),
+      );
     return element("tbody", {}, top, ...known.map(row));
   });
   section.append(
-    element("p", {}, `Shares of ${run.questions} questions that training never sees, greedy answers, with 95 % intervals. `
-      + "Blind: the same questions about a blank picture."),
+    element(
+      "p",
+      {},
+      `Shares of ${run.questions} questions that training never sees, greedy answers, with 95 % intervals. ` +
+        "Blind: the same questions about a blank picture.",
+    ),
     element("div", { class: "scrolls" }, element("table", {}, element("thead", {}, head), ...bodies)),
   );
 }

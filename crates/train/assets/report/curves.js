@@ -4,23 +4,60 @@
 const CHARTS = {
   supervised: [
     ["Loss", [["loss", "loss/supervised"]]],
-    ["Accuracy on new training examples", [["all", "train/accuracy"], ["", "train/accuracy/*"]]],
+    [
+      "Accuracy on new training examples",
+      [
+        ["all", "train/accuracy"],
+        ["", "train/accuracy/*"],
+      ],
+    ],
     ["Gradient norm", [["norm", "grad/norm"]]],
     ["Learning rate", [["rate", "learning_rate"]]],
   ],
   reinforcement: [
-    ["Mean reward", [["all", "reward/mean"], ["", "reward/mean/*"]]],
-    ["Held-out accuracy", [["with picture", "eval/accuracy"], ["blind", "eval/blind_accuracy"]]],
-    ["Loss", [["policy", "loss/policy"], ["KL", "loss/kl"]]],
+    [
+      "Mean reward",
+      [
+        ["all", "reward/mean"],
+        ["", "reward/mean/*"],
+      ],
+    ],
+    [
+      "Held-out accuracy",
+      [
+        ["with picture", "eval/accuracy"],
+        ["blind", "eval/blind_accuracy"],
+      ],
+    ],
+    [
+      "Loss",
+      [
+        ["policy", "loss/policy"],
+        ["KL", "loss/kl"],
+      ],
+    ],
     ["KL to the reference", [["per token", "kl/mean"]]],
     ["Entropy", [["nats per token", "entropy/mean"]]],
     ["Gradient norm", [["norm", "grad/norm"]]],
     ["Completion length", [["tokens", "completion/length_mean"]]],
     ["Share of completions cut off", [["share", "completion/truncated_fraction"]]],
     ["Share of groups with equal rewards", [["share", "reward/zero_std_fraction"]]],
-    ["Share of tokens clipped", [["low", "clip/low_fraction"], ["high", "clip/high_fraction"]]],
+    [
+      "Share of tokens clipped",
+      [
+        ["low", "clip/low_fraction"],
+        ["high", "clip/high_fraction"],
+      ],
+    ],
     ["Mean credit weight", [["weight", "credit/weight_mean"]]],
-    ["Seconds a step", [["all", "time/step_s"], ["sampling", "time/sample_s"], ["update", "time/update_s"]]],
+    [
+      "Seconds a step",
+      [
+        ["all", "time/step_s"],
+        ["sampling", "time/sample_s"],
+        ["update", "time/update_s"],
+      ],
+    ],
     ["Learning rate", [["rate", "learning_rate"]]],
   ],
 };
@@ -48,7 +85,8 @@ function lines(wanted, columns) {
   const kinds = run.pictures.length > 1 ? run.pictures : [];
   return wanted
     .flatMap(([label, metric]) =>
-      metric.endsWith("*") ? kinds.map((kind) => [kind, metric.replace("*", kind)]) : [[label, metric]])
+      metric.endsWith("*") ? kinds.map((kind) => [kind, metric.replace("*", kind)]) : [[label, metric]],
+    )
     .map(([label, metric]) => ({ label, metric, values: columns[metric] }))
     .filter(({ values }) => values?.some((value) => value !== null));
 }
@@ -71,19 +109,26 @@ function draw(place, { found, steps, columns, smooth }) {
   const grid = { stroke: style("--line"), width: 1 };
   const sparse = rows.length <= 40;
   const format = (_, value) => shown(value);
-  const curves = found.map(({ label, values }, place) => ({
-    data: at(smooth ? smoothed(values) : values),
+  // An interval is one of the values as they were measured.
+  const ends = ["_low", "_high"].map((end) => columns[found[0].metric + end]);
+  const measured = ends.every((end) => end);
+  const curves = found.map(({ label, values }, row) => ({
+    data: at(smooth && !measured ? smoothed(values) : values),
     options: {
-      label, value: format, spanGaps: true, stroke: style(`--curve-${place}`), width: place === 0 ? 2 : 1.25,
+      label,
+      value: format,
+      spanGaps: true,
+      stroke: style(`--curve-${row}`),
+      width: row === 0 ? 2 : 1.25,
       points: { show: sparse, size: 4 },
     },
   }));
-  if (smooth) {
-    curves.push({ data: at(found[0].values), options: { stroke: `${style("--curve-0")}50`, width: 1, points: { show: false } } });
+  if (smooth && !measured) {
+    const faint = { stroke: `${style("--curve-0")}50`, width: 1, spanGaps: true, points: { show: false } };
+    curves.push({ data: at(found[0].values), options: faint });
   }
-  const ends = ["_low", "_high"].map((end) => columns[found[0].metric + end]);
   const bands = [];
-  if (ends.every((end) => end)) {
+  if (measured) {
     const none = { stroke: "transparent", width: 0, points: { show: false }, spanGaps: true };
     curves.push(...ends.map((end) => ({ data: at(end), options: none })));
     bands.push({ series: [curves.length, curves.length - 1], fill: `${style("--curve-0")}28` });
@@ -93,17 +138,28 @@ function draw(place, { found, steps, columns, smooth }) {
     if (chart.cursor.idx === null || chart.cursor.left < 0) chart.setLegend({ idx: last });
   };
   const named = curves.filter(({ options }) => options.label).length;
-  const chart = new uPlot({
-    width: place.clientWidth, height: HEIGHT, bands, padding: [8, 8, 0, 0],
-    cursor: { y: false, drag: { x: false, y: false } },
-    scales: { x: { time: false } },
-    axes: [
-      { ...axis, size: 26, grid: { show: false }, space: 60 },
-      { ...axis, size: 48, grid, space: 34, values: (_, ticks) => ticks.map(shown) },
-    ],
-    series: [{ label: "step", value: (_, step) => (step === null ? "–" : String(step)) }, ...curves.map(({ options }) => options)],
-    hooks: { ready: [legend], setCursor: [legend] },
-  }, [at(steps), ...curves.map(({ data }) => data)], place);
+  const chart = new uPlot(
+    {
+      width: place.clientWidth,
+      height: HEIGHT,
+      bands,
+      padding: [8, 8, 0, 0],
+      cursor: { y: false, drag: { x: false, y: false } },
+      legend: { markers: { width: 0, fill: (made, row) => made.series[row].stroke(made, row) } },
+      scales: { x: { time: false } },
+      axes: [
+        { ...axis, size: 26, grid: { show: false }, space: 60 },
+        { ...axis, size: 48, grid, space: 34, values: (_, ticks) => ticks.map(shown) },
+      ],
+      series: [
+        { label: "step", value: (_, step) => (step === null ? "–" : String(step)) },
+        ...curves.map(({ options }) => options),
+      ],
+      hooks: { ready: [legend], setCursor: [legend] },
+    },
+    [at(steps), ...curves.map(({ data }) => data)],
+    place,
+  );
   // The rows of the legend behind the named ones belong to lines that explain themselves.
   [...chart.root.querySelectorAll(".u-series")].slice(named + 1).forEach((row) => row.remove());
   return chart;
@@ -118,8 +174,12 @@ function curves() {
     chart.plot = draw(chart.place, { ...chart, smooth: smooth.checked });
   };
   smooth.addEventListener("change", () => drawn.forEach(redraw));
-  section.append(element("label", { class: "smooth" }, smooth, " Smooth: a moving average over about ten steps"));
-  for (const [name, title] of [["reinforcement", "Reinforcement learning"], ["supervised", "Warm-up"]]) {
+  const label = element("label", { class: "smooth" }, smooth, " Smooth: a moving average over about ten steps");
+  section.append(label);
+  for (const [name, title] of [
+    ["reinforcement", "Reinforcement learning"],
+    ["supervised", "Warm-up"],
+  ]) {
     section.append(element("h3", {}, title));
     if (!phase(name)) {
       section.append(sentence("No step of this phase has been taken."));
@@ -136,6 +196,7 @@ function curves() {
       drawn.push({ place, found, steps, columns, plot: null });
     }
   }
+  label.hidden = drawn.length === 0;
   drawn.forEach(redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(redraw));
   const resized = new ResizeObserver(() => {

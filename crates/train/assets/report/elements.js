@@ -15,7 +15,7 @@ function element(tag, attributes = {}, ...children) {
 
 const sentence = (text) => element("p", { class: "nothing" }, text);
 
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 
 /** A number in as many digits as one can take in; the names of those that are not finite, and a dash for none. */
 function shown(value) {
@@ -24,8 +24,7 @@ function shown(value) {
   const size = Math.abs(value);
   if (value === 0) return "0";
   if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace("e+", "e").replaceAll("-", "−");
-  const digits = size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3;
-  return String(Number(value.toFixed(digits))).replace("-", "−");
+  return String(Number(size >= 100 ? value.toFixed(0) : value.toPrecision(3))).replace("-", "−");
 }
 
 const signed = (value) => (value > 0 ? "+" : "") + shown(value);

@@ -3,8 +3,17 @@
 /** What an algorithm is made of, where it is no published one. */
 function composition({ advantage, ratio, surrogate, aggregation, kl }) {
   const name = (choice) => choice.name ?? (typeof choice === "string" ? choice : Object.keys(choice)[0]);
-  const parts = [`${name(advantage)} advantage`, `${ratio} ratio`, name(surrogate), name(aggregation), kl ? "KL" : null];
-  return parts.filter((part) => part !== null).join(", ").replaceAll("_", " ");
+  const parts = [
+    `${name(advantage)} advantage`,
+    `${ratio} ratio`,
+    name(surrogate),
+    name(aggregation),
+    kl ? "KL" : null,
+  ];
+  return parts
+    .filter((part) => part !== null)
+    .join(", ")
+    .replaceAll("_", " ");
 }
 
 function steps(name, planned) {
@@ -20,8 +29,15 @@ function headline() {
   ];
   const measured = stages.filter(([name]) => latest(name, "eval/accuracy") !== null);
   const figures = measured.map(([name, label]) =>
-    element("div", {}, element("dd", {}, percent(latest(name, "eval/accuracy"))), element("dt", {}, label)));
-  return figures.length > 0 ? element("dl", { class: "headline", "aria-label": "Held-out accuracy" }, ...figures) : null;
+    element("div", {}, element("dd", {}, percent(latest(name, "eval/accuracy"))), element("dt", {}, label)),
+  );
+  if (figures.length === 0) return null;
+  return element(
+    "div",
+    {},
+    element("p", { class: "kicker" }, "Held-out accuracy"),
+    element("dl", { class: "headline" }, ...figures),
+  );
 }
 
 function overview() {
@@ -38,15 +54,25 @@ function overview() {
   ].filter(([, value]) => value !== null);
   const fact = ([name, value, whole]) =>
     element("div", {}, element("dt", {}, name), element("dd", whole ? { title: whole } : {}, value));
-  const configuration = element("details", {},
-    element("summary", {}, "Resolved configuration"), element("pre", { tabindex: "0" }, run.config));
-  document.title = `${run.name} · firesight`;
-  document.getElementById("overview").replaceChildren(
-    element("div", { class: "title" },
-      element("div", {}, element("p", { class: "kicker" }, "firesight run"), element("h1", {}, run.name)), headline()),
-    element("dl", { class: "facts" }, ...facts.map(fact)),
-    configuration,
+  const configuration = element(
+    "details",
+    {},
+    element("summary", {}, "Resolved configuration"),
+    element("pre", { tabindex: "0" }, run.config),
   );
+  document.title = `${run.name} · firesight`;
+  document
+    .getElementById("overview")
+    .replaceChildren(
+      element(
+        "div",
+        { class: "title" },
+        element("div", {}, element("p", { class: "kicker" }, "Run"), element("h1", {}, run.name)),
+        headline(),
+      ),
+      element("dl", { class: "facts" }, ...facts.map(fact)),
+      configuration,
+    );
 }
 
 overview();

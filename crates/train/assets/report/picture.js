@@ -27,10 +27,12 @@ function outline({ rows, columns, component, structured }) {
 
 /** Marks of the selected cells. Visual tokens are counted through all images of a prompt; this is the first of them. */
 function marks({ rows, columns }, visualTokens) {
-  const size = 0.3;
+  const size = 0.24;
   const start = (1 - size) / 2;
-  return visualTokens.filter((token) => token < rows * columns).map((token) =>
-    `M${(token % columns) + start} ${Math.floor(token / columns) + start}h${size}v${size}h-${size}z`).join("");
+  return visualTokens
+    .filter((token) => token < rows * columns)
+    .map((token) => `M${(token % columns) + start} ${Math.floor(token / columns) + start}h${size}v${size}h-${size}z`)
+    .join("");
 }
 
 /** The figure of a group, and what marks on it the cells that one of its completions was compared with. */
@@ -38,7 +40,10 @@ function picture(group) {
   const image = run.images[group.image];
   if (!image) return { figure: element("figure", {}, sentence("The picture is missing.")), mark: () => {} };
   const shownImage = element("img", {
-    src: image.source, width: String(image.width), height: String(image.height), loading: "lazy", decoding: "async",
+    src: image.source,
+    width: String(image.width),
+    height: String(image.height),
+    decoding: "async",
     alt: `Picture of the question: ${group.question}`,
   });
   const frame = element("div", { class: "frame" }, shownImage);
@@ -48,11 +53,18 @@ function picture(group) {
   const regions = group.regions?.[0];
   if (!regions) return { figure, mark: () => {} };
   const { rows, columns, component, structured } = regions;
-  const overlay = shape("svg", { viewBox: `0 0 ${columns} ${rows}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+  const overlay = shape("svg", {
+    viewBox: `0 0 ${columns} ${rows}`,
+    preserveAspectRatio: "none",
+    "aria-hidden": "true",
+  });
   const edges = outline(regions);
   const cells = shape("path", { class: "cells", d: "" });
   overlay.append(
-    shape("path", { class: "halo outline", d: edges }), shape("path", { class: "outline", d: edges }), cells);
+    shape("path", { class: "halo outline", d: edges }),
+    shape("path", { class: "outline", d: edges }),
+    cells,
+  );
   frame.append(overlay);
   const count = new Set(component.filter((_, cell) => structured[cell])).size;
   const mark = (evidence) => {

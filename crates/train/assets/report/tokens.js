@@ -9,8 +9,8 @@ function largest(values) {
 }
 
 const completions = run.groups.flatMap((group) => group.completions);
-/** The ends of the scales: of weights at least 1, which is all of the advantage; of alignments what there is. */
-const HEAVIEST = Math.max(1, largest(completions.flatMap((found) => numbers(found.credit_weights))));
+/** The ends of the scales: the largest that there are. */
+const HEAVIEST = largest(completions.flatMap((found) => numbers(found.credit_weights))) || 1;
 const FARTHEST = largest(completions.flatMap((found) => numbers(found.evidence?.alignment))) || 1;
 const HAS_WEIGHTS = completions.some((found) => found.pieces && found.credit_weights);
 const HAS_ALIGNMENT = completions.some((found) => found.pieces && found.evidence);
@@ -25,13 +25,14 @@ function runs(weights, count) {
   return ranges;
 }
 
-/** Ranges of tokens that cover a completion: its paragraphs, and what is between them. */
+/** Ranges of tokens that cover a completion: its paragraphs, each with what follows it before the next. */
 function paragraphs({ pieces, evidence, credit_weights: weights }) {
   if (!evidence) return runs(weights, pieces.length);
   const ranges = [];
   let end = 0;
   for (const [from, to] of [...evidence.segments, [pieces.length, pieces.length]]) {
-    if (from > end) ranges.push([end, from]);
+    if (from > end && ranges.length > 0) ranges.at(-1)[1] = from;
+    else if (from > end) ranges.push([end, from]);
     if (to > from) ranges.push([from, to]);
     end = Math.max(end, to);
   }
@@ -57,12 +58,17 @@ function token(completion, place) {
 function paragraph(completion, [from, to]) {
   const places = Array.from({ length: to - from }, (_, offset) => from + offset);
   const weight = completion.credit_weights?.[from];
-  return element("div", { class: "paragraph" },
+  return element(
+    "div",
+    { class: "paragraph" },
     element("span", { class: "weight", title: "weight of the paragraph" }, weight === undefined ? "" : shown(weight)),
-    element("div", {}, ...places.map((place) => token(completion, place))));
+    element("div", {}, ...places.map((place) => token(completion, place))),
+  );
 }
 
 const reading = document.getElementById("reading");
+/** The token whose numbers are shown. */
+let beside = null;
 
 function read(span, completion) {
   const place = Number(span.dataset.token);
@@ -76,27 +82,48 @@ function read(span, completion) {
   ].filter(([, value]) => value);
   reading.replaceChildren(
     element("p", {}, piece === "" ? "no text of its own" : JSON.stringify(piece)),
-    element("dl", {}, ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])));
+    element("dl", {}, ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
+  );
   reading.hidden = false;
-  const at = span.getClientRects()[0] ?? span.getBoundingClientRect();
+  beside = span;
+  follow();
+}
+
+function follow() {
+  if (reading.hidden) return;
+  const at = beside.getClientRects()[0] ?? beside.getBoundingClientRect();
   const [width, height] = [reading.offsetWidth, reading.offsetHeight];
-  const left = Math.min(Math.max(8, at.left + at.width / 2 - width / 2), document.documentElement.clientWidth - width - 8);
+  const left = Math.min(
+    Math.max(8, at.left + at.width / 2 - width / 2),
+    document.documentElement.clientWidth - width - 8,
+  );
   const top = at.top - height - 6 < 0 ? at.bottom + 6 : at.top - height - 6;
   reading.style.transform = `translate(${left}px, ${top}px)`;
 }
 
-const unread = () => { reading.hidden = true; };
-addEventListener("scroll", unread, { passive: true });
-addEventListener("keydown", (event) => { if (event.key === "Escape") unread(); });
+const unread = () => {
+  reading.hidden = true;
+};
+addEventListener("scroll", follow, { capture: true, passive: true });
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape") unread();
+});
 
 /** The completion as text; a token shows its numbers under the pointer, when tapped, and by the arrow keys. */
 function tokens(completion) {
   if (!completion.pieces) {
     return element("div", { class: "text plain", tabindex: "0" }, completion.text);
   }
-  const text = element("div", {
-    class: "text", tabindex: "0", role: "group", "aria-label": "Completion; arrow keys go from token to token",
-  }, ...paragraphs(completion).map((range) => paragraph(completion, range)));
+  const text = element(
+    "div",
+    {
+      class: "text",
+      tabindex: "0",
+      role: "group",
+      "aria-label": "Completion; arrow keys go from token to token",
+    },
+    ...paragraphs(completion).map((range) => paragraph(completion, range)),
+  );
   const spans = [...text.querySelectorAll(".token")];
   const on = (event) => {
     const span = event.target.closest?.(".token");
@@ -104,7 +131,9 @@ function tokens(completion) {
     else unread();
   };
   for (const name of ["pointerover", "click", "focusin"]) text.addEventListener(name, on);
-  text.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") unread(); });
+  text.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "mouse") unread();
+  });
   text.addEventListener("focusout", unread);
   text.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];

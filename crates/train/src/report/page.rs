@@ -26,7 +26,7 @@ const SCRIPT: &str = concat!(
 
 /// The whole file.
 pub(super) fn page(content: &Content) -> String {
-    // Nothing that a model writes can end the element that the data stand in: all that begins with < is written otherwise.
+    // Nothing that a model writes can end the element that the data stand in, which takes a <.
     let data = serde_json::to_string(content).expect("keys are texts").replace('<', "\\u003c");
     format!(
         include_str!("../../assets/report/page.html"),

@@ -49,7 +49,9 @@ pub(super) fn read_metrics(path: &Path) -> Result<Vec<Phase>, Error> {
         steps.push(line.step);
     }
     for Phase { steps, columns, .. } in &mut phases {
-        columns.values_mut().for_each(|column| column.resize(steps.len(), None));
+        for column in columns.values_mut() {
+            column.resize(steps.len(), None);
+        }
     }
     Ok(phases)
 }
