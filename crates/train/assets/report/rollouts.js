@@ -105,9 +105,17 @@ function card(group, answers) {
   return made;
 }
 
-/** The scale of a tint. */
+/** The scale of a tint, or the one value that all tokens have. */
 function scale(name, from, to) {
-  return element("div", { class: `scale ${name}` }, element("span", {}, from), element("i"), element("span", {}, to));
+  if (from === to) return element("div", { class: `scale ${name}` }, `every ${name} is ${shown(from)}`);
+  const [least, most] = [`≤ ${shown(from)}`, `≥ ${shown(to)}`];
+  return element(
+    "div",
+    { class: `scale ${name}` },
+    element("span", {}, least),
+    element("i"),
+    element("span", {}, most),
+  );
 }
 
 /** What is painted over texts and pictures, for all cards at once. */
@@ -161,8 +169,8 @@ function paint(section) {
       "div",
       { class: "paint" },
       element("fieldset", { class: "tints" }, element("legend", {}, "Tint"), ...radios),
-      scale("weight", "0", shown(HEAVIEST)),
-      scale("alignment", shown(-FARTHEST), `+${shown(FARTHEST)}`),
+      scale("weight", LIGHT, HEAVY),
+      scale("alignment", -FAR, FAR),
       run.groups.some((group) => group.regions) ? element("div", { class: "switches" }, ...switches) : null,
     ),
     missing.length > 0 ? sentence(`These rollouts hold ${missing.join(", ")}.`) : null,

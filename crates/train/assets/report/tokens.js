@@ -2,18 +2,31 @@
 
 const numbers = (values) => (values ?? []).filter((value) => typeof value === "number");
 
-function largest(values) {
-  let found = 0;
-  for (const value of values) found = Math.max(found, Math.abs(value));
-  return found;
+/** The values below which lie these shares of all. */
+function quantiles(values, shares) {
+  const sorted = Float64Array.from(values).sort();
+  return shares.map((share) => sorted[Math.round(share * (sorted.length - 1))]);
 }
 
 const completions = run.groups.flatMap((group) => group.completions);
-/** The ends of the scales: the largest that there are. */
-const HEAVIEST = largest(completions.flatMap((found) => numbers(found.credit_weights))) || 1;
-const FARTHEST = largest(completions.flatMap((found) => numbers(found.evidence?.alignment))) || 1;
+/** The ends of the scales. A few weights and alignments lie outside; with them the others would look alike. */
+const [LIGHT, HEAVY] = quantiles(
+  completions.flatMap((found) => numbers(found.credit_weights)),
+  [0.01, 0.99],
+);
+const [FAR] = quantiles(
+  completions.flatMap((found) => numbers(found.evidence?.alignment).map(Math.abs)),
+  [0.99],
+);
+/** Tint of the lightest: also that is a weight. */
+const FAINT = 0.1;
 const HAS_WEIGHTS = completions.some((found) => found.pieces && found.credit_weights);
 const HAS_ALIGNMENT = completions.some((found) => found.pieces && found.evidence);
+
+const within = (share) => Math.min(Math.max(share, 0), 1);
+const weightTint = (weight) =>
+  HEAVY > LIGHT ? FAINT + (1 - FAINT) * within((weight - LIGHT) / (HEAVY - LIGHT)) : FAINT;
+const alignmentTint = (alignment) => (FAR > 0 ? within(Math.abs(alignment) / FAR) : 0);
 
 /** Ranges of tokens that share a weight, where none are written. */
 function runs(weights, count) {
@@ -46,10 +59,10 @@ function token(completion, place) {
   else if (/^\s*\n\s*$/.test(piece)) made.classList.add("break");
   made.append(piece);
   const weight = completion.credit_weights?.[place];
-  if (typeof weight === "number") made.style.setProperty("--weight", weight / HEAVIEST);
+  if (typeof weight === "number") made.style.setProperty("--weight", weightTint(weight));
   const alignment = completion.evidence?.alignment[place];
   if (typeof alignment === "number") {
-    made.style.setProperty("--alignment", Math.abs(alignment) / FARTHEST);
+    made.style.setProperty("--alignment", alignmentTint(alignment));
     made.classList.add(alignment < 0 ? "against" : "along");
   }
   return made;
