@@ -87,7 +87,8 @@ fn peer_benchmark(directory: &Path) -> anyhow::Result<Workload> {
     let text = std::fs::read_to_string(directory.join("data/prompts.json")).context("prompts.json")?;
     let rows: Vec<serde_json::Value> = serde_json::from_str(&text)?;
     let prompt = |row: &serde_json::Value| {
-        let (image, question) = (row["image"].as_str().context("image")?, row["question"].as_str().context("question")?);
+        let (image, question) =
+            (row["image"].as_str().context("image")?, row["question"].as_str().context("question")?);
         let image = processor.image(&read_image(&directory.join(image))?)?;
         let message = Message::user(vec![Part::Image, Part::text(question)]);
         Ok(VlmPrompt::new(processor.prompt(&[message], &[image])?, cell))

@@ -105,7 +105,7 @@ fn a_run_leaves_everything_in_its_directory() {
     let metrics = metrics(&directory);
     assert!(metrics.iter().any(|line| line["phase"] == "reinforcement" && line["reward/mean"].is_number()));
     let rollouts = ["rollouts/step0001.jsonl.gz", "rollouts/step0002.jsonl.gz", "events.out.tfevents.firesight"];
-    for name in ["samples/step0001-0.png", "samples/step0002-1.txt"].into_iter().chain(rollouts) {
+    for name in ["report.html", "samples/step0001-0.png", "samples/step0002-1.txt"].into_iter().chain(rollouts) {
         assert!(directory.join(name).is_file(), "{name}");
     }
     let device = burn::tensor::Device::flex();

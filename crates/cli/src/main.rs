@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use firesight_train::{Destination, Ending, Progress, RunConfig, Stop, run};
+use firesight_train::{Destination, Ending, Progress, RunConfig, Stop, run, write_report};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -32,6 +32,11 @@ enum Command {
         #[arg(long, requires = "out")]
         resume: bool,
     },
+    /// Makes the report of a run again, report.html in its directory, and prints its path.
+    Report {
+        /// The run directory.
+        run: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -47,6 +52,7 @@ fn main() -> anyhow::Result<()> {
                 ),
             }
         }
+        Command::Report { run } => println!("{}", write_report(&run)?.display()),
     }
     Ok(())
 }

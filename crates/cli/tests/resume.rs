@@ -345,6 +345,7 @@ fn asked_to_stop_a_run_ends_well_and_goes_on() {
         let steps = said.iter().filter(|line| line.contains("  left ")).count();
         assert!(steps <= 1, "{moment}: more than the step under way was taken: {said:?}");
         assert!(!baseline.path(&directory).join("model").exists());
+        assert!(baseline.path(&directory).join("report.html").exists());
 
         done(baseline.train(&directory));
         baseline.compare(&directory, moment);
@@ -388,6 +389,37 @@ fn a_complete_run_says_so_and_another_configuration_is_refused() {
         Command::new(env!("CARGO_BIN_EXE_firesight")).args(["train", "job.toml", "--resume"]).output().unwrap();
     assert_eq!(nowhere.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("--out"), "{nowhere:?}");
+}
+
+#[test]
+fn a_report_is_made_again() {
+    let baseline = Baseline::get();
+    done(baseline.train("reported"));
+    let path = baseline.path("reported/report.html");
+    let page = fs::read(&path).unwrap();
+    let report = |directory: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_firesight"));
+        command.arg("report").arg(baseline.path(directory));
+        command
+    };
+    // A run that ended between its outcome and its report makes up for it.
+    for again in [baseline.train("reported"), report("reported")] {
+        fs::remove_file(&path).unwrap();
+        assert!(done(again).contains(&path.display().to_string()));
+        assert!(fs::read(&path).unwrap() == page);
+    }
+    // None can be written over a directory. That is no reason for a run to fail.
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let text = done(baseline.train("reported"));
+    assert!(text.contains("no report") && text.contains("after RL"), "{text}");
+
+    for (directory, expected) in [("reported", "report.html"), ("nowhere", "nowhere is no run directory")] {
+        let output = report(directory).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && text.contains(expected), "{text}");
+    }
+    assert!(!baseline.path("nowhere").exists());
 }
 
 #[test]

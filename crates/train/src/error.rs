@@ -53,6 +53,31 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// A directory that no run was begun in.
+    #[error("{path} is no run directory: it has no config.toml")]
+    NoRun {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A line of a file of a run that cannot be read.
+    #[error("{path}, line {line}: {problem}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file that is no picture.
+    #[error("{path} is no picture")]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder found.
+        #[source]
+        source: image::ImageError,
+    },
     /// A run directory that another process is at work in.
     #[error("{path} is in use by another process")]
     RunDirectoryBusy {

@@ -3,6 +3,7 @@
 //! Every part looks at how far the run has come, so that a run that goes on passes over what is done. A checkpoint stands
 //! after each part; what is written before the next one is written again.
 
+use std::error::Error as _;
 use std::path::PathBuf;
 
 use firesight_vlm::has_weights;
@@ -14,6 +15,7 @@ use crate::job::Job;
 use crate::outcome::Outcome;
 use crate::progress::Progress;
 use crate::reinforcement::reinforcement;
+use crate::report::write_report;
 use crate::run::Run;
 use crate::run_directory::RunDirectory;
 use crate::state::{Best, State};
@@ -78,12 +80,35 @@ impl Destination {
 }
 
 /// Runs a configuration from nothing, or from where an earlier process left it, to a trained model on disk. After a
-/// `stop` is requested it ends with the step or the measurement that it is at.
+/// `stop` is requested it ends with the step or the measurement that it is at. Either way it leaves a report, or says why
+/// it could not.
 ///
 /// # Errors
 /// When a file, the configuration, the model or a training step fails. After an error, too, the run can go on from its
 /// last checkpoint.
 pub fn run(
+    config: &RunConfig,
+    destination: &Destination,
+    stop: &Stop,
+    progress: &mut Progress,
+) -> Result<Ending, Error> {
+    let ending = run_to_ending(config, destination, stop, progress)?;
+    let directory = match &ending {
+        Ending::Complete(outcome) => &outcome.directory,
+        Ending::Stopped { directory } => directory,
+    };
+    // Also of a run that was complete before: it may have ended before its report was written.
+    match write_report(directory) {
+        Ok(report) => progress.note(&format!("report {}", report.display())),
+        Err(error) => {
+            let reason = error.source().map_or_else(String::new, |source| format!(": {source}"));
+            progress.note(&format!("no report: {error}{reason}"));
+        }
+    }
+    Ok(ending)
+}
+
+fn run_to_ending(
     config: &RunConfig,
     destination: &Destination,
     stop: &Stop,

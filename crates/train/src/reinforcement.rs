@@ -16,7 +16,7 @@ use crate::examples::{ChartTask, Purpose, Question, Questions};
 use crate::held_out::HeldOut;
 use crate::policy::{VlmPolicy, VlmPrompt};
 use crate::progress::Field;
-use crate::rollouts::{write_failed, write_rollout};
+use crate::rollouts::RolloutFiles;
 use crate::run::Run;
 use crate::samples::write_samples;
 use crate::state::{Best, Position, State};
@@ -81,7 +81,7 @@ pub fn reinforcement(state: State, held_out: &HeldOut, run: &mut Run<'_>) -> Res
             write_samples(&run.directory, step, &samples, &report, config.evaluation.samples)?;
         }
         if config.log.writes_rollout(step, settings.steps) {
-            write_rollout(&run.directory, step, &samples, &report, &settings.credit)?;
+            rollout_files(run, &trainer.policy).write_learnt(step, &samples, &report)?;
         }
         let at = &mut position.reinforcement;
         (at.steps, at.first_stream) = (step, trainer.options.sampling.first_stream);
@@ -185,9 +185,14 @@ fn keep_failed_update(
     groups: &[Group<VlmPrompt>],
     run: &Run<'_>,
 ) -> Result<Error, Error> {
-    let batch = write_failed(&run.directory, step, samples, groups, &run.config.reinforcement.credit)?;
+    let batch = rollout_files(run, policy).write_failed(step, samples, groups)?;
     let policy = run.directory.save_model("model-before-failure", policy)?;
     Ok(Error::Update { step, batch, policy, source })
+}
+
+fn rollout_files<'a>(run: &'a Run<'_>, policy: &'a VlmPolicy) -> RolloutFiles<'a> {
+    let tokenizer = policy.processor().tokenizer();
+    RolloutFiles { directory: &run.directory, credit: &run.config.reinforcement.credit, tokenizer }
 }
 
 fn credit(config: &CreditConfig, policy: &VlmPolicy) -> Result<Box<dyn CreditAssigner<VlmPrompt> + Send>, Error> {

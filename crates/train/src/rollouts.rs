@@ -18,6 +18,7 @@
 //! | key | what |
 //! |---|---|
 //! | `text`, `tokens` | the answer, decoded without special tokens and as token ids with its stop token |
+//! | `pieces` | what each token adds to the text; the empty text for a special token and for a part of a character |
 //! | `log_probs` | log-probability of each token when it was drawn, at the sampling temperature |
 //! | `truncated` | whether it met the length limit |
 //! | `reward`, `parts` | the number that is optimised, and its parts by name before they are weighted; null abstains |
@@ -42,6 +43,7 @@ use std::path::PathBuf;
 
 use firesight_kawhi::{ImageView, Regions, VisualPrompt as _, sguf};
 use firesight_rl::{Group, StepReport, TokenCredit};
+use firesight_vlm::Tokenizer;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use image::RgbImage;
@@ -55,27 +57,12 @@ use crate::examples::Question;
 use crate::policy::VlmPrompt;
 use crate::run_directory::RunDirectory;
 
-/// Writes the rollout of a step that was learnt from.
-pub(crate) fn write_rollout(
-    run: &RunDirectory,
-    step: usize,
-    questions: &[Question],
-    report: &StepReport<VlmPrompt>,
-    credit: &CreditConfig,
-) -> Result<PathBuf, Error> {
-    let learnt = Learnt { advantages: &report.advantages, credit: &report.credit };
-    write(run, "rollouts", step, questions, &report.groups, learnt, credit)
-}
-
-/// Writes the rollout of a step whose update failed.
-pub(crate) fn write_failed(
-    run: &RunDirectory,
-    step: usize,
-    questions: &[Question],
-    groups: &[Group<VlmPrompt>],
-    credit: &CreditConfig,
-) -> Result<PathBuf, Error> {
-    write(run, "failed", step, questions, groups, Learnt::default(), credit)
+/// Writes rollouts into a run directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RolloutFiles<'a> {
+    pub(crate) directory: &'a RunDirectory,
+    pub(crate) credit: &'a CreditConfig,
+    pub(crate) tokenizer: &'a Tokenizer,
 }
 
 /// What an update made of a rollout; a failed one made nothing.
@@ -87,33 +74,56 @@ struct Learnt<'a> {
     credit: &'a [Vec<TokenCredit>],
 }
 
-fn write(
-    run: &RunDirectory,
-    folder: &str,
-    step: usize,
-    questions: &[Question],
-    groups: &[Group<VlmPrompt>],
-    learnt: Learnt<'_>,
-    credit: &CreditConfig,
-) -> Result<PathBuf, Error> {
-    let name = format!("{folder}/step{step:04}.jsonl.gz");
-    let io = |source| Error::Io { path: run.path().join(&name), source };
-    let mut compressed = GzEncoder::new(Vec::new(), Compression::default());
-    for (index, (question, group)) in questions.iter().zip(groups).enumerate() {
-        let line = Line {
-            step,
-            index,
-            question: &question.example.question,
-            answer: &question.example.answer,
-            image: write_image(run, &question.example.image)?,
-            prompt_tokens: group.prompt.tokens(),
-            regions: regions(&group.prompt, credit)?,
-            completions: completions(index, group, learnt),
-        };
-        serde_json::to_writer(&mut compressed, &line).map_err(|error| io(error.into()))?;
-        compressed.write_all(b"\n").map_err(io)?;
+impl RolloutFiles<'_> {
+    /// Writes the rollout of a step that was learnt from.
+    pub(crate) fn write_learnt(
+        &self,
+        step: usize,
+        questions: &[Question],
+        report: &StepReport<VlmPrompt>,
+    ) -> Result<PathBuf, Error> {
+        let learnt = Learnt { advantages: &report.advantages, credit: &report.credit };
+        self.write("rollouts", step, questions, &report.groups, learnt)
     }
-    run.write(&name, &compressed.finish().map_err(io)?)
+
+    /// Writes the rollout of a step whose update failed.
+    pub(crate) fn write_failed(
+        &self,
+        step: usize,
+        questions: &[Question],
+        groups: &[Group<VlmPrompt>],
+    ) -> Result<PathBuf, Error> {
+        self.write("failed", step, questions, groups, Learnt::default())
+    }
+
+    fn write(
+        &self,
+        folder: &str,
+        step: usize,
+        questions: &[Question],
+        groups: &[Group<VlmPrompt>],
+        learnt: Learnt<'_>,
+    ) -> Result<PathBuf, Error> {
+        let run = self.directory;
+        let name = format!("{folder}/step{step:04}.jsonl.gz");
+        let io = |source| Error::Io { path: run.path().join(&name), source };
+        let mut compressed = GzEncoder::new(Vec::new(), Compression::default());
+        for (index, (question, group)) in questions.iter().zip(groups).enumerate() {
+            let line = Line {
+                step,
+                index,
+                question: &question.example.question,
+                answer: &question.example.answer,
+                image: write_image(run, &question.example.image)?,
+                prompt_tokens: group.prompt.tokens(),
+                regions: regions(&group.prompt, self.credit)?,
+                completions: completions(index, group, learnt, self.tokenizer)?,
+            };
+            serde_json::to_writer(&mut compressed, &line).map_err(|error| io(error.into()))?;
+            compressed.write_all(b"\n").map_err(io)?;
+        }
+        run.write(&name, &compressed.finish().map_err(io)?)
+    }
 }
 
 /// Writes a picture unless an equal one is there; returns its name.
@@ -135,15 +145,21 @@ pub(crate) fn png(image: &RgbImage) -> Vec<u8> {
     png
 }
 
-fn completions<'a>(index: usize, group: &'a Group<VlmPrompt>, learnt: Learnt<'a>) -> Vec<CompletionLine<'a>> {
+fn completions<'a>(
+    index: usize,
+    group: &'a Group<VlmPrompt>,
+    learnt: Learnt<'a>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<CompletionLine<'a>>, Error> {
     let (advantages, credit) = (learnt.advantages.get(index), learnt.credit.get(index));
     let each = group.completions.iter().zip(&group.rewards).enumerate();
     each.map(|(place, (completion, reward))| {
         let learnt = credit.and_then(|credit| credit.get(place)).filter(|credit| !credit.weights.is_empty());
         let credit = learnt.or(completion.credit.as_ref());
-        CompletionLine {
+        Ok(CompletionLine {
             text: &completion.text,
             tokens: &completion.tokens,
+            pieces: tokenizer.pieces(&completion.tokens)?,
             log_probs: numbers(&completion.log_probs),
             truncated: completion.truncated,
             reward: reward.total().map(Number),
@@ -155,7 +171,7 @@ fn completions<'a>(index: usize, group: &'a Group<VlmPrompt>, learnt: Learnt<'a>
                 alignment: numbers(&evidence.alignment),
                 visual_tokens: &evidence.visual_tokens,
             }),
-        }
+        })
     })
     .collect()
 }
@@ -176,6 +192,7 @@ struct Line<'a> {
 struct CompletionLine<'a> {
     text: &'a str,
     tokens: &'a [u32],
+    pieces: Vec<String>,
     log_probs: Vec<Number>,
     truncated: bool,
     reward: Option<Number>,
@@ -276,7 +293,6 @@ mod tests {
         let evidence =
             Evidence { segments: vec![0..1, 1..2], alignment: vec![-0.5, 0.1], visual_tokens: [0, 2].into() };
         let credit = TokenCredit { weights: vec![0.25, 1.0], evidence: Some(evidence) };
-        let kawhi = CreditConfig::Kawhi(KawhiConfig::default());
         let report = StepReport {
             groups: groups.clone(),
             advantages: vec![vec![0.0, 0.0], vec![0.7, -0.7], vec![0.0, 0.0]],
@@ -289,7 +305,11 @@ mod tests {
             metrics: Vec::new(),
         };
 
-        let path = write_rollout(&run, 12, &questions, &report, &kawhi).unwrap();
+        let tokenizer = Tokenizer::from_dir(&config.model).unwrap();
+        let pieces = [tokenizer.decode(&[7]).unwrap(), tokenizer.decode(&[8]).unwrap()];
+        let kawhi = CreditConfig::Kawhi(KawhiConfig::default());
+        let files = RolloutFiles { directory: &run, credit: &kawhi, tokenizer: &tokenizer };
+        let path = files.write_learnt(12, &questions, &report).unwrap();
         assert_eq!(path, run.path().join("rollouts/step0012.jsonl.gz"));
         let lines_found = lines(&path);
         assert_eq!(lines_found.len(), 3);
@@ -304,26 +324,23 @@ mod tests {
             line["completions"],
             json!([
                 {
-                    "text": "a \"1\"\n", "tokens": [7, 8], "log_probs": [-0.1, "-inf"], "truncated": false,
+                    "text": "a \"1\"\n", "tokens": [7, 8], "pieces": pieces, "log_probs": [-0.1, "-inf"], "truncated": false,
                     "reward": 1.0, "parts": { "accuracy": 1.0, "brevity": null, "format": 0.5 },
                     "advantage": 0.7, "credit_weights": [0.25, 1.0],
                     "evidence": { "segments": [[0, 1], [1, 2]], "alignment": [-0.5, 0.1], "visual_tokens": [0, 2] },
                 },
                 {
-                    "text": "", "tokens": [7], "log_probs": [-1.5], "truncated": true,
+                    "text": "", "tokens": [7], "pieces": [pieces[0]], "log_probs": [-1.5], "truncated": true,
                     "reward": 0.0, "parts": { "accuracy": 0.0, "brevity": null, "format": 0.5 },
                     "advantage": -0.7, "credit_weights": [1.0], "evidence": null,
                 },
             ])
         );
         assert!(lines_found[0]["completions"][0]["credit_weights"].is_null());
-        let cells = questions[1].prompt.images()[0].grid().unwrap();
-        let regions = &line["regions"][0];
-        assert_eq!(
-            (regions["rows"].as_u64(), regions["columns"].as_u64()),
-            (Some(cells.0 as u64), Some(cells.1 as u64))
-        );
-        let found = sguf(&questions[1].prompt.images()[0], &KawhiConfig::default().sguf).unwrap();
+        let image = questions[1].prompt.images()[0];
+        let (cells, regions) = (image.grid().unwrap(), &line["regions"][0]);
+        assert_eq!((&regions["rows"], &regions["columns"]), (&json!(cells.0), &json!(cells.1)));
+        let found = sguf(&image, &KawhiConfig::default().sguf).unwrap();
         assert_eq!(
             (&regions["component"], &regions["structured"]),
             (&json!(found.component), &json!(found.structured))
@@ -342,9 +359,9 @@ mod tests {
 
         // A step that is run again leaves the same file; one that failed has no advantages.
         let before = std::fs::read(&path).unwrap();
-        write_rollout(&run, 12, &questions, &report, &kawhi).unwrap();
+        files.write_learnt(12, &questions, &report).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), before);
-        let failed = write_failed(&run, 12, &questions, &groups, &kawhi).unwrap();
+        let failed = files.write_failed(12, &questions, &groups).unwrap();
         assert_eq!(failed, run.path().join("failed/step0012.jsonl.gz"));
         let mut expected = lines_found;
         for completion in expected.iter_mut().flat_map(|line| line["completions"].as_array_mut().unwrap()) {

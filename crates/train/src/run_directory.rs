@@ -18,12 +18,16 @@ use crate::progress::Progress;
 use crate::state::State;
 use crate::tensorboard::{self, EventFile};
 
-const CONFIG: &str = "config.toml";
-const METRICS: &str = "metrics.jsonl";
+pub(crate) const CONFIG: &str = "config.toml";
+pub(crate) const METRICS: &str = "metrics.jsonl";
 const LOCK: &str = "lock";
 const CHECKPOINTS: &str = "checkpoints";
 /// There once the run is complete.
-const OUTCOME: &str = "outcome.toml";
+pub(crate) const OUTCOME: &str = "outcome.toml";
+/// Made of the others, at any time.
+pub(crate) const REPORT: &str = "report.html";
+/// What the configuration file begins with; the version follows.
+const HEADER: &str = "# Resolved configuration of a run of firesight ";
 
 /// A directory that belongs to one run, and to one process at a time.
 #[derive(Debug)]
@@ -84,7 +88,7 @@ impl RunDirectory {
         })?;
         let lock = lock(made, path)?;
         clear(path)?;
-        let header = format!("# Resolved configuration of a run of firesight {}.\n", env!("CARGO_PKG_VERSION"));
+        let header = format!("{HEADER}{}.\n", env!("CARGO_PKG_VERSION"));
         write_atomically(&path.join(CONFIG), (header + &config.to_toml()).as_bytes())?;
         Self::open(path, config, lock)
     }
@@ -103,7 +107,7 @@ impl RunDirectory {
             return Err(Error::OtherConfiguration { path: path.into(), key, begun, given });
         }
         let empty = checkpoint::list(&path.join(CHECKPOINTS))?.is_empty() && !path.join(OUTCOME).exists();
-        if empty && holds_more_than(&[CONFIG, METRICS, tensorboard::FILE, LOCK, CHECKPOINTS], path)? {
+        if empty && holds_more_than(&[CONFIG, METRICS, tensorboard::FILE, LOCK, CHECKPOINTS, REPORT], path)? {
             return Err(Error::RunDirectoryExists { path: path.into() });
         }
         let file = path.join(LOCK);
@@ -247,6 +251,11 @@ impl RunDirectory {
     }
 }
 
+/// The version of firesight that began a run, after the text of its configuration file.
+pub(crate) fn version(config: &str) -> Option<&str> {
+    config.lines().next()?.strip_prefix(HEADER)?.strip_suffix('.')
+}
+
 /// Whether a directory holds anything but `known` and what is not complete.
 fn holds_more_than(known: &[&str], directory: &Path) -> Result<bool, Error> {
     let expected = |path: &PathBuf| {
@@ -360,9 +369,13 @@ mod tests {
             refused
         };
         // What a run leaves that ends in its first moments, and in the next.
-        for early in
-            [vec![], vec![LOCK], vec![LOCK, "config.toml.partial"], vec![CONFIG, LOCK], vec![CONFIG, METRICS, LOCK]]
-        {
+        for early in [
+            vec![],
+            vec![LOCK],
+            vec![LOCK, "config.toml.partial"],
+            vec![CONFIG, LOCK],
+            vec![CONFIG, METRICS, LOCK, REPORT],
+        ] {
             assert!(!refused(&early), "{early:?}");
         }
         for theirs in [vec!["thesis.tex"], vec![METRICS], vec!["a.partial", "b"], vec![CONFIG, LOCK, "model"]] {

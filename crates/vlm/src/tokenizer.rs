@@ -53,6 +53,22 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|error| problem(&self.path, &*error))
     }
 
+    /// What each token adds to the text: joined, the pieces are what [`decode`](Self::decode) makes of `ids`. A character
+    /// that is split over tokens belongs to the one that completes it, an incomplete one at the end to the last token.
+    ///
+    /// # Errors
+    /// As for [`Self::decode`].
+    pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>, Error> {
+        let mut stream = self.text_stream();
+        let pieces = ids.iter().map(|&id| Ok(stream.push(id)?.unwrap_or_default()));
+        let mut pieces = pieces.collect::<Result<Vec<String>, Error>>()?;
+        let (text, complete) = (self.decode(ids)?, pieces.iter().map(String::len).sum());
+        if let (Some(last), Some(rest)) = (pieces.last_mut(), text.get(complete..)) {
+            last.push_str(rest);
+        }
+        Ok(pieces)
+    }
+
     /// Turns tokens into text one at a time, without special tokens.
     #[must_use]
     pub fn text_stream(&self) -> TextStream<'_> {
@@ -160,6 +176,26 @@ pub(crate) mod tests {
         let pieces: Vec<Option<String>> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
         // The first byte of a character says nothing yet, the token that ends the turn never does.
         assert_eq!(pieces, [None, Some("é".into()), Some("\n".into()), Some("\n".into()), None]);
+    }
+
+    #[test]
+    fn the_pieces_of_a_text_are_the_text() {
+        let dir = tempfile::tempdir().unwrap();
+        byte_tokenizer(dir.path());
+        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        let ids = tokenizer.encode("a€\n<|im_end|>é").unwrap();
+        assert_eq!(tokenizer.pieces(&ids).unwrap(), ["a", "", "", "€", "\n", "", "", "é"]);
+        // Whatever a model makes of bytes: characters that are cut off, begun twice, or split by a special token.
+        let [a, first, second, third, ..] = ids[..] else { panic!("{ids:?}") };
+        let bytes = [a, first, second, third, 257];
+        for number in 0..5usize.pow(5) {
+            let ids: Vec<u32> = (0..5).map(|place| bytes[number / 5usize.pow(place) % 5]).collect();
+            for length in 0..=ids.len() {
+                let (text, pieces) =
+                    (tokenizer.decode(&ids[..length]).unwrap(), tokenizer.pieces(&ids[..length]).unwrap());
+                assert_eq!((pieces.len(), pieces.concat()), (length, text), "{:?}", &ids[..length]);
+            }
+        }
     }
 
     #[test]

@@ -1,0 +1,114 @@
+//! `report.html`: a run on one page that opens from disk, without a network and without this program.
+//!
+//! The page is the files of a run directory put together. What it holds of them stands in it as JSON, and its scripts
+//! show it; text of a model gets there as text alone. Its policy of content security lets nothing run but those scripts
+//! and loads nothing at all.
+
+mod page;
+mod pictures;
+mod records;
+mod rollouts;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use firesight_rl::Algorithm;
+use serde::Serialize;
+
+use self::page::page;
+use self::pictures::Picture;
+use self::records::{Phase, read_metrics};
+use self::rollouts::{Group, read_rollouts};
+use crate::Error;
+use crate::config::RunConfig;
+use crate::files::{io, write_atomically};
+use crate::outcome::Outcome;
+use crate::run_directory::{CONFIG, METRICS, OUTCOME, REPORT, version};
+
+/// Bytes of rollouts, pictures included, that a page may hold: what a browser opens at once.
+const LIMIT: u64 = 24 << 20;
+
+/// Makes `report.html` of the files in a run directory, in the place of the one that may be there. The run may be under
+/// way or have been interrupted; the page says of what there is nothing yet.
+///
+/// # Errors
+/// [`Error::NoRun`] when `run` is no run directory; when a file in it cannot be read, with its line if it has some, or
+/// the report not be written.
+pub fn write_report(run: &Path) -> Result<PathBuf, Error> {
+    let path = run.join(REPORT);
+    write_atomically(&path, page(&Content::read(run, LIMIT)?).as_bytes())?;
+    Ok(path)
+}
+
+/// What the page holds.
+#[derive(Serialize)]
+struct Content {
+    name: String,
+    model: String,
+    seed: u64,
+    /// Of firesight, when the run began.
+    version: Option<String>,
+    /// If the algorithm is a published one.
+    preset: Option<&'static str>,
+    algorithm: Algorithm,
+    credit: &'static str,
+    /// Kinds that the task shows.
+    pictures: Vec<&'static str>,
+    supervised_steps: usize,
+    reinforcement_steps: usize,
+    /// Held-out questions.
+    questions: usize,
+    /// The configuration file.
+    config: String,
+    outcome: Option<Outcome>,
+    /// By name, in the order of their first lines.
+    metrics: Vec<Phase>,
+    /// Groups that the run has written; the page may hold fewer.
+    groups_written: usize,
+    groups: Vec<Group>,
+    /// By the name that groups give them; of a file that is missing there is none.
+    images: BTreeMap<String, Picture>,
+}
+
+impl Content {
+    fn read(run: &Path, limit: u64) -> Result<Self, Error> {
+        let path = run.join(CONFIG);
+        if !path.is_file() {
+            return Err(Error::NoRun { path: run.into() });
+        }
+        let text = std::fs::read_to_string(&path).map_err(|source| io(&path, source))?;
+        let config = RunConfig::from_toml(&text, &path)?;
+        let (groups_written, groups) = read_rollouts(run, limit)?;
+        let mut images = BTreeMap::new();
+        for group in &groups {
+            let path = run.join(&group.image);
+            if !images.contains_key(&group.image) && path.is_file() {
+                images.insert(group.image.clone(), Picture::read(&path)?);
+            }
+        }
+        let reinforcement = config.reinforcement;
+        let mut presets = Algorithm::presets(reinforcement.max_tokens).into_iter();
+        Ok(Self {
+            name: config.name,
+            model: config.model.display().to_string(),
+            seed: config.seed,
+            version: version(&text).map(Into::into),
+            preset: presets.find(|(_, preset)| *preset == reinforcement.algorithm).map(|(name, _)| name),
+            algorithm: reinforcement.algorithm,
+            credit: reinforcement.credit.name(),
+            pictures: config.data.pictures.iter().map(|picture| picture.name()).collect(),
+            supervised_steps: config.supervised.max_steps,
+            reinforcement_steps: reinforcement.steps,
+            questions: config.evaluation.examples,
+            config: text,
+            outcome: Outcome::read(&run.join(OUTCOME), run)?,
+            metrics: read_metrics(&run.join(METRICS))?,
+            groups_written,
+            groups,
+            images,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
