@@ -1,7 +1,9 @@
+use std::path::PathBuf;
+
 use firesight_rl::Rope;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, VisionCriticalHeads};
 
 /// Every choice of KAWHI. The defaults are those of the paper's appendix A, except where a field says that it is ours.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -17,10 +19,8 @@ pub struct KawhiConfig {
     pub paragraphs: ParagraphConfig,
 }
 
-/// Query heads of the last decoder layer: `heads = "all"` or `heads = { list = [0, 1, 3] }`.
-///
-/// The paper's vision-critical heads (appendix A) are 0, 1, 3 and 22 to 27 of Qwen2.5-VL-7B and 2, 3, 4, 12, 13, 19, 25
-/// and 27 of Qwen3-VL-4B.
+/// Query heads of the last decoder layer: `heads = "all"`, `heads = { list = [0, 1, 3] }` or
+/// `heads = { critical = "models/vision_critical_heads/qwen3-vl-4b.toml" }`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Heads {
@@ -29,6 +29,8 @@ pub enum Heads {
     All,
     /// These query heads.
     List(Vec<usize>),
+    /// Those that this file calls critical for vision; see [`VisionCriticalHeads`].
+    Critical(PathBuf),
 }
 
 /// Parameters of [`crate::sguf`] (section 3.2, Algorithm 1).
@@ -110,11 +112,25 @@ impl KawhiConfig {
 }
 
 impl Heads {
+    /// The same heads, as a list where a file names them.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is broken, or names no head.
+    pub fn resolve(&self) -> Result<Self, Error> {
+        let Self::Critical(path) = self else { return Ok(self.clone()) };
+        let VisionCriticalHeads { critical, threshold, .. } = VisionCriticalHeads::from_file(path)?;
+        if critical.is_empty() {
+            return Err(Error::NoCriticalHeads { path: path.clone(), threshold });
+        }
+        Ok(Self::List(critical))
+    }
+
     /// Indices of the heads in a layer with `query_heads` of them.
-    pub(crate) fn indices(&self, query_heads: usize) -> Vec<usize> {
+    pub(crate) fn indices(&self, query_heads: usize) -> Result<Vec<usize>, Error> {
         match self {
-            Self::All => (0..query_heads).collect(),
-            Self::List(heads) => heads.clone(),
+            Self::All => Ok((0..query_heads).collect()),
+            Self::List(heads) => Ok(heads.clone()),
+            Self::Critical(_) => self.resolve()?.indices(query_heads),
         }
     }
 }

@@ -29,8 +29,12 @@ impl Kawhi {
     /// for part of a character.
     ///
     /// # Errors
-    /// When the configuration is out of range.
-    pub fn new(config: KawhiConfig, token_text: impl Fn(u32) -> String + Send + Sync + 'static) -> Result<Self, Error> {
+    /// When the configuration is out of range, or names a file of heads that cannot be used.
+    pub fn new(
+        mut config: KawhiConfig,
+        token_text: impl Fn(u32) -> String + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        config.heads = config.heads.resolve()?;
         config.validate()?;
         Ok(Self { config, token_text: Box::new(token_text), key_cells: Mutex::default() })
     }
@@ -85,7 +89,7 @@ impl Kawhi {
         states: &AttentionStates,
     ) -> Result<(Vec<f32>, usize), Error> {
         let [_, query_heads, tokens, _] = states.queries.dims();
-        let heads = self.config.heads.indices(query_heads);
+        let heads = self.config.heads.indices(query_heads)?;
         let mut first = 0;
         let mut alignments = Vec::with_capacity(groups.len());
         for (index, (group, keys)) in groups.iter().zip(&states.visual_keys).enumerate() {
