@@ -277,3 +277,18 @@ fn frozen_components_have_no_gradient() {
     let gradients = GradientsParams::from_grads(objective(&model).backward(), &model);
     assert!(values(&model, Some(&gradients)).len() > 10);
 }
+
+#[test]
+fn a_head_is_masked_with_its_part_of_the_adapters() {
+    for dir in directories() {
+        let base = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
+        let adapted = trained(base.clone().with_lora(&config(), true, 0).unwrap());
+        let masked = adapted.without_head(1).unwrap();
+        let merged = adapted.valid().materialize();
+        assert!(masked.lora().is_none() && parameters(&masked).iter().all(|parameter| !parameter.adapter));
+        assert_eq!(logits(&masked), logits(&merged.without_head(1).unwrap()));
+        for (name, other) in [("adapters", base.without_head(1).unwrap()), ("head", merged)] {
+            assert!(relative_error(&logits(&masked), &logits(&other)) > 1e-3, "without {name}");
+        }
+    }
+}

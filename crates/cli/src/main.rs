@@ -1,5 +1,7 @@
 //! The `firesight` command.
 
+mod heads;
+
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -37,10 +39,16 @@ enum Command {
         /// The run directory.
         run: PathBuf,
     },
+    /// Searches for the heads that a model sees with: answers held-out questions without one head after the other.
+    ///
+    /// Writes heads.toml, which a configuration reads by credit = { name = "kawhi", heads = { critical = "heads.toml" } },
+    /// and heads.png. Ctrl-C, or the signal to terminate, ends it after the head it is at.
+    Heads(heads::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
+        Command::Heads(arguments) => heads::run(arguments)?,
         Command::Train { config: path, out, resume } => {
             let config = RunConfig::from_file(&path)?;
             match run(&config, &Destination::of(out, resume), &Stop::on_signals()?, &mut Progress::detect())? {

@@ -1,7 +1,9 @@
+use std::path::PathBuf;
+
 use firesight_rl::Rope;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Granularity, RegionSelection};
+use crate::{Error, Granularity, RegionSelection, VisionCriticalHeads};
 
 /// Every choice of KAWHI. The defaults are those of the paper's appendix A, except where a field says that it is ours.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -34,10 +36,8 @@ pub enum Metric {
     KeyKey,
 }
 
-/// Query heads of the last decoder layer: `heads = "all"` or `heads = { list = [0, 1, 3] }`.
-///
-/// The paper's vision-critical heads (appendix A) are 0, 1, 3 and 22 to 27 of Qwen2.5-VL-7B and 2, 3, 4, 12, 13, 19, 25
-/// and 27 of Qwen3-VL-4B.
+/// Query heads of the last decoder layer: `heads = "all"`, `heads = { list = [0, 1, 3] }` or
+/// `heads = { critical = "models/vision_critical_heads/qwen3-vl-4b.toml" }`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Heads {
@@ -46,6 +46,8 @@ pub enum Heads {
     All,
     /// These query heads.
     List(Vec<usize>),
+    /// Those that this file calls critical for vision; see [`VisionCriticalHeads`].
+    Critical(PathBuf),
 }
 
 /// Parameters of [`crate::sguf`] (section 3.2, Algorithm 1).
@@ -127,11 +129,24 @@ impl KawhiConfig {
 }
 
 impl Heads {
-    /// As the trainer asks for them: `None` for all.
+    /// The same heads, as a list where a file names them.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is broken, or names no head.
+    pub fn resolve(&self) -> Result<Self, Error> {
+        let Self::Critical(path) = self else { return Ok(self.clone()) };
+        let VisionCriticalHeads { critical, threshold, .. } = VisionCriticalHeads::from_file(path)?;
+        if critical.is_empty() {
+            return Err(Error::NoCriticalHeads { path: path.clone(), threshold });
+        }
+        Ok(Self::List(critical))
+    }
+
+    /// As the trainer asks for them, once they are [resolved](Self::resolve): `None` for all.
     pub(crate) fn indices(&self) -> Option<Vec<usize>> {
         match self {
-            Self::All => None,
             Self::List(heads) => Some(heads.clone()),
+            Self::All | Self::Critical(_) => None,
         }
     }
 }

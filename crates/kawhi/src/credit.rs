@@ -39,8 +39,12 @@ impl Kawhi {
     /// for part of a character.
     ///
     /// # Errors
-    /// When the configuration is out of range.
-    pub fn new(config: KawhiConfig, token_text: impl Fn(u32) -> String + Send + Sync + 'static) -> Result<Self, Error> {
+    /// When the configuration is out of range, or names a file of heads that cannot be used.
+    pub fn new(
+        mut config: KawhiConfig,
+        token_text: impl Fn(u32) -> String + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        config.heads = config.heads.resolve()?;
         config.validate()?;
         Ok(Self {
             token_text: Box::new(token_text),

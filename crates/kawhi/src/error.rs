@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 /// Everything that can go wrong between an image, the states of a model and the weights of a response.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -20,6 +22,22 @@ pub enum Error {
     RepeatedHead {
         /// The index that occurs twice.
         head: usize,
+    },
+    /// A file of vision-critical heads that cannot be read, or has a value that cannot be.
+    #[error("{path}: {problem}")]
+    HeadsFile {
+        /// The file.
+        path: PathBuf,
+        /// Its key, where there is one, and what is wrong.
+        problem: String,
+    },
+    /// A file of vision-critical heads that leaves nothing to compare.
+    #[error("{path} names no critical head at threshold {threshold}; use heads = \"all\" or a lower threshold")]
+    NoCriticalHeads {
+        /// The file.
+        path: PathBuf,
+        /// The threshold that no head falls by.
+        threshold: f64,
     },
     /// The pixels of an image do not fill a whole number of cells.
     #[error("{bytes} bytes are not an RGB image of {width} x {height} pixels made of whole cells of {cell} x {cell}")]

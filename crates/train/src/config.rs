@@ -257,7 +257,8 @@ impl CreditConfig {
 }
 
 impl RunConfig {
-    /// Reads a configuration. Relative paths in it are relative to the working directory.
+    /// Reads a configuration. Relative paths in it are relative to the working directory. A file of vision-critical heads
+    /// that it names is read as well, and the list in it takes its place.
     ///
     /// # Errors
     /// When the file cannot be read, has a key that does not exist, lacks one, or holds a value out of range; the
@@ -272,8 +273,15 @@ impl RunConfig {
     /// # Errors
     /// See [`Self::from_file`].
     pub fn from_toml(text: &str, path: &Path) -> Result<Self, Error> {
-        let config: Self =
+        let mut config: Self =
             toml::from_str(text).map_err(|reason| Error::Toml { path: path.into(), reason: Box::new(reason) })?;
+        if let CreditConfig::Kawhi(kawhi) = &mut config.reinforcement.credit {
+            kawhi.heads = kawhi.heads.resolve().map_err(|error| Error::Config {
+                path: path.into(),
+                key: "reinforcement.credit.heads",
+                problem: format!("cannot be used: {error}"),
+            })?;
+        }
         match config.check() {
             Err(Error::Setting { key, problem }) => Err(Error::Config { path: path.into(), key, problem }),
             checked => checked.map(|()| config),
@@ -429,6 +437,24 @@ mod tests {
         assert_eq!(bare, RunConfig::from_toml(&text, &path).unwrap());
         assert_eq!(bare.supervised.schedule.decay, Decay::Linear);
         assert_eq!(bare, RunConfig::from_toml(&bare.to_toml(), &path).unwrap());
+    }
+
+    #[test]
+    fn a_file_of_heads_becomes_its_list() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let path = root.join("examples/configs/qwen-small.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let with_heads = |heads: &str| {
+            let credit = format!(r#"credit = {{ name = "kawhi", heads = {heads} }}"#);
+            RunConfig::from_toml(&text.replace(r#"credit = { name = "kawhi" }"#, &credit), &path)
+        };
+        let published = root.join("models/vision_critical_heads/qwen3-vl-4b.toml");
+        let found = with_heads(&format!(r#"{{ critical = "{}" }}"#, published.display())).unwrap();
+        assert_eq!(found, with_heads("{ list = [2, 3, 4, 12, 13, 19, 25, 27] }").unwrap());
+        assert_ne!(found, with_heads(r#""all""#).unwrap());
+        let error = with_heads(r#"{ critical = "nowhere.toml" }"#).unwrap_err().to_string();
+        let expected = "reinforcement.credit.heads cannot be used: nowhere.toml: No such file";
+        assert!(error.contains("qwen-small.toml: ") && error.contains(expected), "{error}");
     }
 
     #[test]

@@ -2,15 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
 use toml::{Table, Value};
-
-use crate::config::RunConfig;
 
 /// Keys, and tables of keys, that change how a run is called, how fast it is and what it logs, and not what it computes.
 const FREE: [&str; 6] = ["name", "device", "threads", "evaluation.samples", "log", "checkpoint"];
 
 /// The first dotted key, in the order of the alphabet, that decides the result and differs, with its two values.
-pub(crate) fn first_difference(a: &RunConfig, b: &RunConfig) -> Option<(String, String, String)> {
+pub(crate) fn first_difference<C: Serialize>(a: &C, b: &C) -> Option<(String, String, String)> {
     let (a, b) = (flat(a), flat(b));
     let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     let key = keys.into_iter().find(|&key| !is_free(key) && a.get(key) != b.get(key))?;
@@ -22,7 +21,7 @@ fn is_free(key: &str) -> bool {
     FREE.iter().any(|free| key.strip_prefix(free).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
-fn flat(config: &RunConfig) -> BTreeMap<String, Value> {
+fn flat(config: &impl Serialize) -> BTreeMap<String, Value> {
     fn add(table: Table, prefix: &str, found: &mut BTreeMap<String, Value>) {
         for (key, value) in table {
             let key = format!("{prefix}{key}");
@@ -46,7 +45,7 @@ mod tests {
     use firesight_vlm::LoraConfig;
 
     use super::*;
-    use crate::config::CreditConfig;
+    use crate::config::{CreditConfig, RunConfig};
 
     #[test]
     fn what_decides_the_result_is_compared_and_nothing_else() {

@@ -1,11 +1,13 @@
 //! Files and directories that are on the disk whole or not at all, and what a killed process leaves of those that are not.
 
 use std::fs::{self, File, TryLockError};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::Error;
 
+/// The file that keeps other processes out of a directory.
+pub(crate) const LOCK: &str = "lock";
 /// The end of names of what is not yet complete.
 pub(crate) const PARTIAL: &str = ".partial";
 /// The end of names of directories that are being replaced.
@@ -83,8 +85,55 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     read().map_err(|source| io(directory, source))
 }
 
+/// Takes `directory`, which must be empty or absent, for one run, and for this process as long as the file is open. With
+/// `again`, it may also hold what a run leaves that ends in its first moments.
+pub(crate) fn claim(directory: &Path, again: bool) -> Result<File, Error> {
+    fs::create_dir_all(directory).map_err(|source| io(directory, source))?;
+    let taken = || Error::RunDirectoryExists { path: directory.into() };
+    if holds_more_than(if again { &[LOCK] } else { &[] }, directory)? {
+        return Err(taken());
+    }
+    let file = directory.join(LOCK);
+    // Whoever makes this file owns the directory, should two runs have found it empty.
+    let made = if again { File::create(&file) } else { File::create_new(&file) };
+    let made = made.map_err(|source| match source.kind() {
+        ErrorKind::AlreadyExists => taken(),
+        _ => io(&file, source),
+    })?;
+    let lock = lock(made, directory)?;
+    clear(directory)?;
+    Ok(lock)
+}
+
+/// Has `create` take the first of `parent/name`, `parent/name-2`, `parent/name-3`... that is free.
+pub(crate) fn numbered<T>(parent: &Path, name: &str, create: impl Fn(&Path) -> Result<T, Error>) -> Result<T, Error> {
+    let mut path = parent.join(name);
+    for number in 2.. {
+        match create(&path) {
+            Err(Error::RunDirectoryExists { .. }) => path = parent.join(format!("{name}-{number}")),
+            created => return created,
+        }
+    }
+    unreachable!("the numbers do not end")
+}
+
+/// Whether a directory holds anything but `known` and what is not complete.
+pub(crate) fn holds_more_than(known: &[&str], directory: &Path) -> Result<bool, Error> {
+    let expected = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        known.iter().any(|known| *known == name) || (!known.is_empty() && name.ends_with(PARTIAL))
+    };
+    Ok(!entries(directory)?.iter().all(expected))
+}
+
+/// Keeps other processes out of `directory` for as long as the file is open; it belongs to a run already.
+pub(crate) fn lock_again(directory: &Path) -> Result<File, Error> {
+    let file = directory.join(LOCK);
+    lock(File::create(&file).map_err(|source| io(&file, source))?, directory)
+}
+
 /// Keeps other processes out of `directory` as long as `file`, which is in it, is open.
-pub(crate) fn lock(file: File, directory: &Path) -> Result<File, Error> {
+fn lock(file: File, directory: &Path) -> Result<File, Error> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::RunDirectoryBusy { path: directory.into() }),

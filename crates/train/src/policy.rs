@@ -83,6 +83,14 @@ impl VlmPolicy {
         Ok(Self { model, speech: Arc::new(Speech { processor, mask }) })
     }
 
+    /// A copy that speaks without the query heads of index `head`; see [`QwenVl::without_head`].
+    ///
+    /// # Errors
+    /// When the model has no such head.
+    pub fn without_head(&self, head: usize) -> Result<Self, firesight_vlm::Error> {
+        Ok(Self { model: self.model.without_head(head)?, speech: self.speech.clone() })
+    }
+
     /// What renders prompts and decodes completions.
     #[must_use]
     pub fn processor(&self) -> &Arc<Processor> {

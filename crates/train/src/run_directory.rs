@@ -1,7 +1,7 @@
 //! What a run leaves on disk.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Seek as _, SeekFrom, Write as _};
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use firesight_vlm::SaveOptions;
@@ -11,7 +11,9 @@ use crate::Error;
 use crate::checkpoint;
 use crate::config::RunConfig;
 use crate::difference::first_difference;
-use crate::files::{PARTIAL, clear, entries, io, lock, remove, replace, write_atomically};
+use crate::files::{
+    LOCK, claim, clear, entries, holds_more_than, io, lock_again, numbered, remove, replace, write_atomically,
+};
 use crate::outcome::Outcome;
 use crate::policy::VlmPolicy;
 use crate::progress::Progress;
@@ -20,7 +22,6 @@ use crate::tensorboard::{self, EventFile};
 
 pub(crate) const CONFIG: &str = "config.toml";
 pub(crate) const METRICS: &str = "metrics.jsonl";
-const LOCK: &str = "lock";
 const CHECKPOINTS: &str = "checkpoints";
 /// There once the run is complete.
 pub(crate) const OUTCOME: &str = "outcome.toml";
@@ -56,14 +57,7 @@ impl RunDirectory {
     /// # Errors
     /// When the directory cannot be written.
     pub fn create_numbered(parent: &Path, name: &str, config: &RunConfig) -> Result<Self, Error> {
-        let mut path = parent.join(name);
-        for number in 2.. {
-            match Self::create(&path, config) {
-                Err(Error::RunDirectoryExists { .. }) => path = parent.join(format!("{name}-{number}")),
-                created => return created,
-            }
-        }
-        unreachable!("the numbers do not end")
+        numbered(parent, name, |path| Self::create(path, config))
     }
 
     /// [`Self::create`], also over what a run leaves that ends before its configuration is written.
@@ -75,19 +69,7 @@ impl RunDirectory {
     }
 
     fn begin(path: &Path, config: &RunConfig, again: bool) -> Result<Self, Error> {
-        fs::create_dir_all(path).map_err(|source| io(path, source))?;
-        if holds_more_than(if again { &[LOCK] } else { &[] }, path)? {
-            return Err(Error::RunDirectoryExists { path: path.into() });
-        }
-        let file = path.join(LOCK);
-        // Whoever makes this file owns the directory, should two runs have found it empty.
-        let made = if again { File::create(&file) } else { File::create_new(&file) };
-        let made = made.map_err(|source| match source.kind() {
-            ErrorKind::AlreadyExists => Error::RunDirectoryExists { path: path.into() },
-            _ => io(&file, source),
-        })?;
-        let lock = lock(made, path)?;
-        clear(path)?;
+        let lock = claim(path, again)?;
         let header = format!("{HEADER}{}.\n", env!("CARGO_PKG_VERSION"));
         write_atomically(&path.join(CONFIG), (header + &config.to_toml()).as_bytes())?;
         Self::open(path, config, lock)
@@ -110,8 +92,7 @@ impl RunDirectory {
         if empty && holds_more_than(&[CONFIG, METRICS, tensorboard::FILE, LOCK, CHECKPOINTS, REPORT], path)? {
             return Err(Error::RunDirectoryExists { path: path.into() });
         }
-        let file = path.join(LOCK);
-        let lock = lock(File::create(&file).map_err(|source| io(&file, source))?, path)?;
+        let lock = lock_again(path)?;
         clear(path)?;
         for below in entries(path)?.iter().filter(|below| below.is_dir()) {
             clear(below)?;
@@ -254,15 +235,6 @@ impl RunDirectory {
 /// The version of firesight that began a run, after the text of its configuration file.
 pub(crate) fn version(config: &str) -> Option<&str> {
     config.lines().next()?.strip_prefix(HEADER)?.strip_suffix('.')
-}
-
-/// Whether a directory holds anything but `known` and what is not complete.
-fn holds_more_than(known: &[&str], directory: &Path) -> Result<bool, Error> {
-    let expected = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        known.iter().any(|known| *known == name) || (!known.is_empty() && name.ends_with(PARTIAL))
-    };
-    Ok(!entries(directory)?.iter().all(expected))
 }
 
 #[cfg(test)]

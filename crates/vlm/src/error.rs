@@ -109,6 +109,14 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// A query head that the decoder's layers do not have.
+    #[error("there is no query head {head}: the layers have {heads}, counted from 0")]
+    HeadOutOfRange {
+        /// The index.
+        head: usize,
+        /// Query heads of a layer.
+        heads: usize,
+    },
     /// A token id that the model has no embedding for.
     #[error("token id {id} at position {position} is outside the vocabulary of {vocabulary}")]
     TokenOutOfVocabulary {

@@ -20,6 +20,7 @@ mod directory;
 mod error;
 mod features;
 mod generate;
+mod heads;
 mod initialize;
 mod lora;
 mod memory;

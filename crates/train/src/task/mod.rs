@@ -37,6 +37,7 @@ use tables::Tables;
 
 pub use grade::{Grade, grade};
 pub use question::Question;
+pub(crate) use sheet::{FONT_FAMILY, register_font};
 pub use sheet::{PICTURE_HEIGHT, PICTURE_WIDTH};
 
 /// Items in a picture.

@@ -29,11 +29,11 @@ const LETTER_BASELINE: i32 = 189;
 /// Least sum over the three channels of the difference between an ink and the background.
 const LEAST_CONTRAST: i32 = 306;
 
-pub(super) const FONT_FAMILY: &str = "firesight";
+pub(crate) const FONT_FAMILY: &str = "firesight";
 static FONT: &[u8] = include_bytes!("../../data/DejaVuSans-ascii.ttf");
 
 /// Makes the embedded font known to the drawing library and checks that it can be drawn with.
-pub(super) fn register_font() -> Result<(), Error> {
+pub(crate) fn register_font() -> Result<(), Error> {
     plotters::style::register_font(FONT_FAMILY, FontStyle::Normal, FONT)
         .map_err(|_| Error::Draw { problem: "the embedded font is invalid".into() })?;
     drawn((FONT_FAMILY, TITLE_SIZE).into_font().box_size("A")).map(|_| ())

@@ -1,0 +1,51 @@
+//! `firesight heads`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use console::Term;
+use firesight_train::{
+    Destination, HeadSearch, Progress, RunConfig, Stop, VisionCriticalHeads, heads_table, vision_critical_heads,
+};
+
+/// Characters a line, where the standard output is no terminal.
+const WIDTH: u16 = 100;
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The configuration, a TOML file: kinds of pictures, longest answer, threads, device.
+    config: PathBuf,
+    /// Model directory, with weights [default: that of the configuration].
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Held-out questions [default: evaluation.examples of the configuration].
+    #[arg(long)]
+    questions: Option<usize>,
+    /// A head is critical if the accuracy falls by more than this share of the whole model's.
+    #[arg(long, default_value_t = VisionCriticalHeads::THRESHOLD)]
+    threshold: f64,
+    /// Directory of the search; must not hold anything yet [default: one under runs, named after the configuration].
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Goes on with the search in the directory; a complete one is judged by the threshold again.
+    #[arg(long, requires = "out")]
+    resume: bool,
+}
+
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let mut config = RunConfig::from_file(&arguments.config)?;
+    config.model = arguments.model.unwrap_or(config.model);
+    config.evaluation.examples = arguments.questions.unwrap_or(config.evaluation.examples);
+    let destination = Destination::of(arguments.out, arguments.resume);
+    let (stop, mut progress) = (Stop::on_signals()?, Progress::detect());
+    match vision_critical_heads(&config, arguments.threshold, &destination, &stop, &mut progress)? {
+        HeadSearch::Complete { found, directory } => {
+            let width = Term::stdout().size_checked().map_or(WIDTH, |(_, columns)| columns);
+            println!("{}\n{} and heads.png", heads_table(&found, width.into()), directory.join("heads.toml").display());
+        }
+        HeadSearch::Stopped { directory } => {
+            println!("stopped; to go on, the same command with --out {} --resume", directory.display());
+        }
+    }
+    Ok(())
+}
