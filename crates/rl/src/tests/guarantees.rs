@@ -59,10 +59,24 @@ fn a_constant_added_to_all_rewards_changes_nothing() {
 
 #[test]
 fn every_token_keeps_its_own_credit() {
-    for (mini_batches, passes_per_rollout) in [(1, 1), (2, 1), (2, 2)] {
-        let options = Options { mini_batches, passes_per_rollout, ..options() };
-        let mut trainer = trainer_with(Algorithm::dapo(), ByToken, SgdConfig::new().init(), options);
+    let focused = Algorithm { top_entropy: Some(0.5), ..Algorithm::dapo() };
+    for (mini_batches, passes_per_rollout, tells, algorithm) in [
+        (1, 1, false, Algorithm::dapo()),
+        (2, 1, false, Algorithm::dapo()),
+        (2, 2, false, Algorithm::dapo()),
+        (1, 1, true, Algorithm::dapo()),
+        (2, 2, true, Algorithm::dapo()),
+        (2, 1, false, focused.clone()),
+        (2, 1, true, focused),
+    ] {
+        // A prompt of 3 and two completions of 5 at most, so that groups are cut.
+        let micro_batch = MicroBatch::Tokens(13);
+        let options = Options { mini_batches, passes_per_rollout, micro_batch, threads: 2, ..options() };
+        let mut trainer = trainer_with(algorithm, ByToken, SgdConfig::new().init(), options);
+        trainer.policy.tells = tells;
         let report = trainer.step(&Count, &rows(0.0), 0.1).unwrap();
+        let drawn = report.groups.iter().flat_map(|group| &group.completions);
+        assert!(drawn.clone().all(|completion| completion.credit.is_some() == tells));
         for (group, credit) in report.groups.iter().zip(&report.credit) {
             assert_eq!(credit, &group.completions.iter().map(ByToken::of).collect::<Vec<_>>());
         }
@@ -317,16 +331,19 @@ fn a_reward_that_panics_or_overruns_its_deadline_is_an_error_or_an_abstention() 
 
 #[test]
 fn nothing_is_scored_twice_unless_the_settings_need_it() {
-    let passes = |algorithm: Algorithm, wants_attention, passes_per_rollout| {
+    let run = |algorithm: Algorithm, wants_attention, passes_per_rollout, tells| {
         let options = Options { passes_per_rollout, ..options() };
         let credit = Flat { factor: 1.0, wants_attention };
         let mut trainer = trainer_with(algorithm, credit, SgdConfig::new().init(), options);
+        trainer.policy.tells = tells;
         assert_eq!(trainer.reference.is_some(), trainer.algorithm.kl.is_some());
         trainer.step(&Count, &rows(0.0), 0.1).unwrap();
-        let expected = if wants_attention { 4 } else { 0 };
+        let expected = if wants_attention && !tells { 4 } else { 0 };
         assert_eq!(trainer.policy.signal_passes.load(Ordering::Relaxed), expected, "signals are taken once");
         trainer.policy.passes.load(Ordering::Relaxed)
     };
+    let passes =
+        |algorithm, wants_attention, passes_per_rollout| run(algorithm, wants_attention, passes_per_rollout, false);
     // Four groups, one each micro-batch.
     assert_eq!(passes(Algorithm::dapo(), false, 1), 4);
     assert_eq!(passes(Algorithm::dapo(), true, 1), 4, "signals come with the pass that trains");
@@ -336,5 +353,9 @@ fn nothing_is_scored_twice_unless_the_settings_need_it() {
     assert_eq!(passes(Algorithm::rloo(), true, 1), 8, "a penalty in the reward needs a reference, and no more");
     let focused = Algorithm { top_entropy: Some(0.2), ..Algorithm::dapo() };
     assert_eq!(passes(focused.clone(), true, 1), 8, "entropies are looked at before, and signals with them");
-    assert_eq!(passes(focused, true, 2), 12);
+    assert_eq!(passes(focused.clone(), true, 2), 12);
+    // Where the passes that draw tell, none is scored for credit alone.
+    assert_eq!(run(Algorithm::dapo(), true, 1, true), 4);
+    assert_eq!(run(Algorithm::dapo(), true, 2, true), 8);
+    assert_eq!(run(focused, true, 1, true), 8, "entropies still are");
 }

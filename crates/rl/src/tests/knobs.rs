@@ -6,12 +6,12 @@ use std::time::Duration;
 use burn::optim::{AdamWConfig, SgdConfig};
 use burn::tensor::{Device, Tensor};
 
-use super::tiny::{Count, Fixed, Row, Tiny, rows};
+use super::tiny::{ByToken, Count, Fixed, Row, Tiny, rows};
 use super::{algorithms, assert_close, descent, gradient, metric, options, trainer_with};
 use crate::{
-    Algorithm, Cispo, Clip, Error, Group, KlEstimator, KlPenalty, KlPlacement, MicroBatch, Options, Overlong, Policy,
-    PolicyLoss, Sampling, Sapo, SignalSet, StepReport, Surrogate, SurrogateInput, Trainer, Uniform, Vespo,
-    top_entropy_mask,
+    Algorithm, Cispo, Clip, CreditAssigner, Error, Group, KlEstimator, KlPenalty, KlPlacement, MicroBatch, Options,
+    Overlong, Policy, PolicyLoss, Sampling, Sapo, SignalSet, Signals, StepReport, Surrogate, SurrogateInput,
+    TokenCredit, Trainer, Uniform, Vespo, top_entropy_mask,
 };
 
 #[test]
@@ -271,4 +271,40 @@ fn the_policy_learns() {
             (0..30).map(|_| metric(&trainer.step(&Count, &rows(0.0), 0.05).unwrap(), "reward/mean")).collect();
         assert!(rewards[29] > rewards[0] + 1.0, "{rewards:?}");
     }
+}
+
+#[test]
+fn credit_that_is_not_one_weight_a_token_is_refused_as_it_is_drawn_and_as_it_is_read() {
+    struct Short;
+    impl CreditAssigner<usize> for Short {
+        fn signals(&self, _: &[&usize]) -> Result<SignalSet, Error> {
+            ByToken.signals(&[])
+        }
+
+        fn assign(&self, groups: &[Group<usize>], _: &Signals) -> Result<Vec<TokenCredit>, Error> {
+            let mut credit: Vec<TokenCredit> =
+                groups.iter().flat_map(|group| &group.completions).map(ByToken::of).collect();
+            credit[1].weights.push(1.0);
+            Ok(credit)
+        }
+    }
+    for tells in [true, false] {
+        let mut trainer = trainer_with(Algorithm::dapo(), Short, SgdConfig::new().init(), options());
+        trainer.policy.tells = tells;
+        let error = trainer.step(&Count, &rows(0.0), 1.0).unwrap_err();
+        assert!(
+            matches!(error, Error::CreditLength { completion: 1, found, expected } if found == expected + 1),
+            "{error}"
+        );
+    }
+    // A completion that says otherwise of itself than it has tokens.
+    let mut trainer = trainer_with(Algorithm::dapo(), ByToken, SgdConfig::new().init(), options());
+    trainer.policy.tells = true;
+    let mut groups = trainer.rollout(&Count, &rows(0.0)).unwrap().groups;
+    groups[0].completions[1].credit = Some(TokenCredit::default());
+    assert!(matches!(trainer.update(&groups, 1.0), Err(Error::CreditLength { completion: 1, found: 0, .. })));
+    // Without credit of one completion, that of all is asked for again.
+    groups[0].completions[1].credit = None;
+    let update = trainer.update(&groups, 1.0).unwrap();
+    assert_eq!(update.credit[0][1], ByToken::of(&groups[0].completions[1]));
 }

@@ -32,6 +32,9 @@ pub(super) struct Tiny {
     /// Scores at this temperature instead of the one asked for: a bug the metrics have to show.
     #[module(skip)]
     pub(super) wrong_temperature: Option<f32>,
+    /// Hands out signals as it draws.
+    #[module(skip)]
+    pub(super) tells: bool,
     /// Counts scoring passes over all copies of the module.
     #[module(skip)]
     pub(super) passes: Arc<AtomicUsize>,
@@ -53,6 +56,7 @@ impl Tiny {
             output: parameter(HIDDEN, VOCABULARY),
             trap: None,
             wrong_temperature: None,
+            tells: false,
             passes: Arc::default(),
             signal_passes: Arc::default(),
         }
@@ -127,6 +131,25 @@ impl Sampler<usize> for Tiny {
             answer.text = format!("{} tokens", answer.tokens.len());
         }
         Ok(answers)
+    }
+
+    fn sample_with_signals(
+        &self,
+        prompts: &[usize],
+        group_size: usize,
+        sampling: Sampling,
+        signals: &SignalSet,
+    ) -> Result<(Vec<Vec<Completion>>, Signals), Error> {
+        let answers = self.sample(prompts, group_size, sampling)?;
+        let attention = signals.attention.as_ref().filter(|_| self.tells).map(|_| AttentionStates {
+            response: Tensor::zeros(
+                [prompts.len() * group_size, 1, sampling.max_tokens, 1],
+                &self.output.val().device(),
+            ),
+            visual_keys: Vec::new(),
+            key_heads: vec![0],
+        });
+        Ok((answers, Signals { attention, image_attention: None }))
     }
 }
 
