@@ -10,7 +10,7 @@
 //! difference over the seeds, its standard error and the p-value of a paired t-test. What is measured is kept in
 //! `results.jsonl`; the same command goes on where it was stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -210,30 +210,24 @@ fn write(file: &Path, measured: &Measured) -> anyhow::Result<()> {
 
 /// The seeds that have the base and a row are what the row is compared over.
 fn table(names: &[&str], results: &Results) -> String {
-    let seeds: Vec<u64> =
-        results.keys().map(|(seed, _)| *seed).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    let seeds: BTreeSet<u64> = results.keys().map(|(seed, _)| *seed).collect();
     let of = |seed: u64, name: &str| results.get(&(seed, name.to_owned())).map(|accuracy| 100.0 * accuracy);
-    let header: Vec<String> = seeds.iter().map(|seed| format!("seed {seed}")).collect();
-    let mut text = format!(
-        "| row | {} | mean ± s.e. | minus {BASE} | p |\n|---|{}",
-        header.join(" | "),
-        "---|".repeat(seeds.len() + 3)
-    );
+    let header: String = seeds.iter().map(|seed| format!("seed {seed} | ")).collect();
+    let mut lines =
+        vec![format!("| row | {header}mean ± s.e. | minus {BASE} | p |"), "|---".repeat(seeds.len() + 4) + "|"];
     for name in names {
-        let cells: Vec<String> =
-            seeds.iter().map(|&seed| of(seed, name).map_or_else(String::new, |value| format!("{value:.1}"))).collect();
+        let shown = |&seed: &u64| of(seed, name).map_or_else(|| " | ".into(), |value| format!("{value:.1} | "));
         let values: Vec<f64> = seeds.iter().filter_map(|&seed| of(seed, name)).collect();
         let differences: Vec<f64> = seeds.iter().filter_map(|&seed| Some(of(seed, name)? - of(seed, BASE)?)).collect();
-        let (difference, p) = if *name == BASE || differences.is_empty() {
-            (String::new(), String::new())
-        } else {
-            let p = paired_p(&differences).map_or_else(String::new, |p| format!("{p:.2}"));
-            (mean_and_error(&differences, true), p)
-        };
-        text +=
-            &format!("\n| {name} | {} | {} | {difference} | {p} |", cells.join(" | "), mean_and_error(&values, false));
+        let (mut difference, mut p) = (String::new(), String::new());
+        if *name != BASE && !differences.is_empty() {
+            difference = mean_and_error(&differences, true);
+            p = paired_p(&differences).map_or(p, |p| format!("{p:.2}"));
+        }
+        let cells: String = seeds.iter().map(shown).collect();
+        lines.push(format!("| {name} | {cells}{} | {difference} | {p} |", mean_and_error(&values, false)));
     }
-    text
+    lines.join("\n")
 }
 
 fn moments(values: &[f64]) -> (f64, Option<f64>) {

@@ -281,7 +281,8 @@ fn key_cells(image: &ImageView<'_>, config: &SgufConfig) -> Vec<usize> {
     }
     let eigenvalues = |[xx, xy, yy, _]: [f64; 4]| {
         let root = (((xx - yy) / 2.0).powi(2) + xy * xy).sqrt();
-        ((xx + yy) / 2.0 + root, ((xx + yy) / 2.0 - root).max(0.0))
+        let centre = f64::midpoint(xx, yy);
+        (centre + root, (centre - root).max(0.0))
     };
     let alike = |a: usize, b: usize| {
         let ((max_a, min_a), (max_b, min_b)) = (eigenvalues(sums[a]), eigenvalues(sums[b]));

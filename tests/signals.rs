@@ -80,10 +80,8 @@ fn expected(case: &Case, weights: &Weights<'_>, model: &QwenVl, queries: bool, p
             let x = weights.norm(&format!("{layer}.input_layernorm"), x);
             let projected = weights.linear(&format!("{layer}.self_attn.{part}_proj"), &x);
             let head = |head: &[f64]| {
-                let head = match config.qk_norm {
-                    true => weights.norm(&format!("{layer}.self_attn.{part}_norm"), head),
-                    false => head.to_vec(),
-                };
+                let norm = format!("{layer}.self_attn.{part}_norm");
+                let head = if config.qk_norm { weights.norm(&norm, head) } else { head.to_vec() };
                 match point {
                     AttentionPoint::BeforeRope => head,
                     // Rows of text alone share their positions.
@@ -191,9 +189,10 @@ fn attention_that_visual_tokens_receive_agrees() {
                 })
                 .collect();
             // Qwen2.5-VL computes in window order; the rotary tables are in that of the image.
-            let order: Vec<usize> = match case.tensors.contains("vision.window_index") {
-                true => case.tensors.i64("vision.window_index").1.into_iter().map(|token| token as usize).collect(),
-                false => (0..states.len() / merged).collect(),
+            let order: Vec<usize> = if case.tensors.contains("vision.window_index") {
+                case.tensors.i64("vision.window_index").1.into_iter().map(|token| token as usize).collect()
+            } else {
+                (0..states.len() / merged).collect()
             };
             let turned = |patch: usize, start: usize| {
                 let place = order[patch / merged] * merged + patch % merged;
@@ -270,13 +269,14 @@ fn drawing_hands_out_what_scoring_does() {
         let stop_tokens: Vec<u32> = (0..model.config().text_config.vocab_size as u32).step_by(3).collect();
         let options = |seed| Generation {
             sampling: Sampling::at(1.0),
-            max_new_tokens: 9,
+            // All completions of one token end together.
+            max_new_tokens: if seed % 4 == 3 { 1 } else { 9 },
             stop_tokens: &stop_tokens,
             mask: &mask,
             seed,
             first_stream: 0,
         };
-        let (mut all_open, mut some_closed) = (0, 0);
+        let mut some_closed = 0;
         for seed in 0..12 {
             let (point, response) = (POINTS[seed as usize % 2], RESPONSES[seed as usize / 2 % 2]);
             let probe = probe(point, response);
@@ -285,11 +285,7 @@ fn drawing_hands_out_what_scoring_does() {
             let lengths: Vec<usize> = drawn.iter().flatten().map(|completion| completion.tokens.len()).collect();
             let longest = lengths.iter().copied().max().unwrap();
             let open = drawn.iter().filter(|group| group.iter().any(|one| one.tokens.len() == longest)).count();
-            if open == prompts.len() {
-                all_open += 1
-            } else {
-                some_closed += 1
-            }
+            some_closed += usize::from(open < prompts.len());
             let batch: Vec<Scored<'_>> = prompts
                 .iter()
                 .zip(&drawn)
@@ -304,8 +300,7 @@ fn drawing_hands_out_what_scoring_does() {
             assert!(relative_error(&found, &expected) < 1e-5, "{}: {point:?} {response:?}", dir.display());
             assert!(found_keys.is_empty() || relative_error(&found_keys, &expected_keys) < 1e-5);
         }
-        assert!(all_open > 0 || some_closed > 0);
-        assert!(some_closed > 0, "{}: no prompt was done before another", dir.display());
+        assert!((1..12).contains(&some_closed), "{}: prompts ended together {some_closed} times", dir.display());
     }
 }
 

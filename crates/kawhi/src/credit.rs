@@ -28,8 +28,11 @@ pub struct Kawhi {
     token_text: Box<dyn Fn(u32) -> String + Send + Sync>,
     selector: Box<dyn RegionSelector>,
     segmenter: Box<dyn Segmenter>,
-    chosen: Mutex<HashMap<ImageId, Arc<[usize]>>>,
+    chosen: Mutex<HashMap<ImageId, Chosen>>,
 }
+
+/// Indices of chosen visual tokens.
+type Chosen = Arc<[usize]>;
 
 /// Content, width, height and cell of an image.
 type ImageId = (u128, usize, usize, usize);
@@ -73,14 +76,14 @@ impl Kawhi {
     }
 
     /// The visual tokens of an image that are chosen without looking at the vision encoder.
-    fn chosen_of(&self, image: &ImageView<'_>) -> Result<Arc<[usize]>, Error> {
+    fn chosen_of(&self, image: &ImageView<'_>) -> Result<Chosen, Error> {
         let id = (content_hash(image.pixels), image.width, image.height, image.cell);
         let lock = || self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = lock().get(&id) {
             return Ok(Arc::clone(known));
         }
         // Outside of the lock: two threads that meet over an image both compute the same.
-        let found: Arc<[usize]> = indices(self.selector.as_ref(), image, None)?.into();
+        let found: Chosen = indices(self.selector.as_ref(), image, None)?.into();
         let mut known = lock();
         if known.len() >= CACHED_IMAGES {
             known.clear();
@@ -148,7 +151,7 @@ impl Kawhi {
         prompt: &P,
         keys: &Tensor<3>,
         signals: &Signals,
-    ) -> Result<(Arc<[usize]>, Tensor<3>), Error> {
+    ) -> Result<(Chosen, Tensor<3>), Error> {
         let found = keys.dims()[1];
         let refuse = |expected| Err(Error::VisualTokens { signal: "attention", group, found, expected });
         if !self.selector.reads_attention() {
@@ -174,7 +177,7 @@ impl Kawhi {
         groups: &[Group<P>],
         states: &AttentionStates,
         signals: &Signals,
-    ) -> Result<(Vec<f32>, Vec<Arc<[usize]>>), Error> {
+    ) -> Result<(Vec<f32>, Vec<Chosen>), Error> {
         let [_, _, tokens, _] = states.response.dims();
         let mut first = 0;
         let mut alignments = Vec::with_capacity(groups.len());
@@ -553,6 +556,15 @@ mod tests {
         }
     }
 
+    /// Decides about one visual token, however many there are.
+    struct Wrong;
+
+    impl RegionSelector for Wrong {
+        fn select(&self, _: &ImageView<'_>, _: Option<&[f32]>) -> Result<Vec<bool>, Error> {
+            Ok(vec![true])
+        }
+    }
+
     #[test]
     fn errors_are_named() {
         let kawhi = kawhi(exact());
@@ -582,12 +594,6 @@ mod tests {
 
         let config = KawhiConfig { heads: Heads::List(vec![]), ..exact() };
         assert!(matches!(Kawhi::new(config, |_| String::new()), Err(Error::NoHeads)));
-        struct Wrong;
-        impl RegionSelector for Wrong {
-            fn select(&self, _: &ImageView<'_>, _: Option<&[f32]>) -> Result<Vec<bool>, Error> {
-                Ok(vec![true])
-            }
-        }
         let own = Kawhi::new(exact(), |_| String::new()).unwrap().with_selector(Wrong);
         let (states, visual_keys) = right();
         let found = error(&own, &groups, &signals(states, visual_keys));

@@ -83,7 +83,7 @@ impl<P: Clone> Pass<'_, P> {
             None => credit_of(self.credit, groups, &scores.signals)?,
         };
         on_credit += start_of_credit.elapsed();
-        let forward = start.elapsed() - on_credit;
+        let forward = start.elapsed().saturating_sub(on_credit);
 
         let credited: Vec<Vec<f32>> = credit
             .iter()

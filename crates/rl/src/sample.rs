@@ -29,13 +29,14 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
             .enumerate()
             .map(|(sample, row)| task.prompt(row).map_err(|source| Error::Prompt { sample, source }))
             .collect::<Result<Vec<_>, _>>()?;
-        let (mut groups, credit_share) = self.sample(prompts)?;
+        let Drawn { mut groups, on_credit, busy } = self.sample(&prompts)?;
         let elapsed = start.elapsed();
-        let credit = elapsed.mul_f64(credit_share);
+        let credit = elapsed.mul_f64(on_credit.as_secs_f64() / busy.as_secs_f64().max(f64::MIN_POSITIVE));
 
         let start = Instant::now();
         let failures = self.grade(task, samples, &mut groups)?;
-        let timing = Timing { sample: elapsed - credit, credit, reward: start.elapsed(), ..Timing::default() };
+        let sample = elapsed.saturating_sub(credit);
+        let timing = Timing { sample, credit, reward: start.elapsed(), ..Timing::default() };
         Ok(Rollout { drawn: groups.len(), groups, failures, timing })
     }
 
@@ -83,24 +84,22 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
         Ok((whole, kept))
     }
 
-    /// Draws the completions, with their credit where the sampler hands out the signals of it. Also returns the share of
-    /// the time that credit took.
-    fn sample(&mut self, prompts: Vec<P::Prompt>) -> Result<(Vec<Group<P::Prompt>>, f64), Error> {
+    /// Draws the completions, with their credit where the sampler hands out the signals of it.
+    fn sample(&mut self, prompts: &[P::Prompt]) -> Result<Drawn<P::Prompt>, Error> {
         let Options { group_size, sampling, prompts_per_sampling_batch: batch, threads, .. } = self.options;
         let policy = self.policy.valid().materialize();
         let credit = self.credit.as_ref();
         let draw = |policy: &P, prompts: &[P::Prompt], sampling| draw(policy, credit, prompts, group_size, sampling);
-        let drawn = draw_in_parallel(&policy, &prompts, group_size, sampling, batch, threads, draw)?;
+        let batches = draw_in_parallel(&policy, prompts, group_size, sampling, batch, threads, draw)?;
         self.options.sampling.first_stream += (prompts.len() * group_size) as u64;
 
-        let mut groups = Vec::with_capacity(prompts.len());
-        let (mut on_credit, mut busy) = (Duration::ZERO, Duration::ZERO);
-        for batch in drawn {
-            groups.extend(batch.groups);
-            on_credit += batch.on_credit;
-            busy += batch.busy;
+        let mut drawn = Drawn { groups: Vec::new(), on_credit: Duration::ZERO, busy: Duration::ZERO };
+        for batch in batches {
+            drawn.groups.extend(batch.groups);
+            drawn.on_credit += batch.on_credit;
+            drawn.busy += batch.busy;
         }
-        Ok((groups, on_credit.as_secs_f64() / busy.as_secs_f64().max(f64::MIN_POSITIVE)))
+        Ok(drawn)
     }
 
     /// Grades all completions, and returns the failures that became abstentions.
@@ -137,7 +136,7 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
     }
 }
 
-/// Groups of one sampling batch, with the time that a thread spent on their credit and on all of it.
+/// Groups, with the time that threads spent on their credit and on all of it.
 struct Drawn<P> {
     groups: Vec<Group<P>>,
     on_credit: Duration,

@@ -207,9 +207,10 @@ impl<P: Policy> Trainer<P> {
             let signals = |groups: &[_]| if sees { signals_of(credit, groups) } else { Ok(SignalSet::default()) };
             let read = |groups: &[_], lengths: &[usize], scores: Scores| {
                 let entropy = unpad(&scores.entropy, lengths)?;
-                let credit = match sees {
-                    true => credit_of(credit, groups, &scores.signals)?,
-                    false => vec![TokenCredit::default(); lengths.len()],
+                let credit = if sees {
+                    credit_of(credit, groups, &scores.signals)?
+                } else {
+                    vec![TokenCredit::default(); lengths.len()]
                 };
                 Ok(credit.into_iter().zip(entropy).collect())
             };
