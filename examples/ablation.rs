@@ -212,11 +212,11 @@ fn write(file: &Path, measured: &Measured) -> anyhow::Result<()> {
 fn table(names: &[&str], results: &Results) -> String {
     let seeds: BTreeSet<u64> = results.keys().map(|(seed, _)| *seed).collect();
     let of = |seed: u64, name: &str| results.get(&(seed, name.to_owned())).map(|accuracy| 100.0 * accuracy);
-    let header: String = seeds.iter().map(|seed| format!("seed {seed} | ")).collect();
-    let mut lines =
-        vec![format!("| row | {header}mean ± s.e. | minus {BASE} | p |"), "|---".repeat(seeds.len() + 4) + "|"];
+    let header: Vec<String> = seeds.iter().map(|seed| format!("seed {seed}")).collect();
+    let header = format!("| row | {} | mean ± s.e. | minus {BASE} | p |", header.join(" | "));
+    let mut lines = vec![header, "|---".repeat(seeds.len() + 4) + "|"];
     for name in names {
-        let shown = |&seed: &u64| of(seed, name).map_or_else(|| " | ".into(), |value| format!("{value:.1} | "));
+        let shown = |&seed: &u64| of(seed, name).map_or_else(String::new, |value| format!("{value:.1}"));
         let values: Vec<f64> = seeds.iter().filter_map(|&seed| of(seed, name)).collect();
         let differences: Vec<f64> = seeds.iter().filter_map(|&seed| Some(of(seed, name)? - of(seed, BASE)?)).collect();
         let (mut difference, mut p) = (String::new(), String::new());
@@ -224,8 +224,8 @@ fn table(names: &[&str], results: &Results) -> String {
             difference = mean_and_error(&differences, true);
             p = paired_p(&differences).map_or(p, |p| format!("{p:.2}"));
         }
-        let cells: String = seeds.iter().map(shown).collect();
-        lines.push(format!("| {name} | {cells}{} | {difference} | {p} |", mean_and_error(&values, false)));
+        let (cells, mean) = (seeds.iter().map(shown).collect::<Vec<_>>().join(" | "), mean_and_error(&values, false));
+        lines.push(format!("| {name} | {cells} | {mean} | {difference} | {p} |"));
     }
     lines.join("\n")
 }
