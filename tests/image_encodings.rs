@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
-use firesight_kawhi::{Kawhi, KawhiConfig};
+use firesight_kawhi::{Kawhi, KawhiConfig, RegionSelection};
 use firesight_rl::{
     Algorithm, Completion, CreditAssigner, Group, KlPenalty, KlPlacement, MicroBatch, Options, Policy, Reward, Sampler,
     Sampling, SignalSet, Trainer, Uniform,
@@ -86,9 +86,10 @@ fn prompts(policy: &VlmPolicy) -> Vec<VlmPrompt> {
     questions(policy).into_iter().map(|question| question.prompt).collect()
 }
 
-fn kawhi(policy: &VlmPolicy) -> Box<dyn CreditAssigner<VlmPrompt> + Send> {
+fn kawhi(policy: &VlmPolicy, regions: RegionSelection) -> Box<dyn CreditAssigner<VlmPrompt> + Send> {
     let processor = policy.processor().clone();
-    Box::new(Kawhi::new(KawhiConfig::default(), move |id| processor.tokenizer().decode(&[id]).unwrap()).unwrap())
+    let config = KawhiConfig { regions, ..KawhiConfig::default() };
+    Box::new(Kawhi::new(config, move |id| processor.tokenizer().decode(&[id]).unwrap()).unwrap())
 }
 
 /// A trainer of strictly on-policy steps without anything that costs a pass of its own.
@@ -116,7 +117,7 @@ fn step(trainer: &mut Trainer<VlmPolicy>) {
 type Change = fn(&mut Algorithm, &mut Options);
 
 /// What makes further passes, and how many of them.
-const SETTINGS: [(&str, usize, Change); 7] = [
+const SETTINGS: [(&str, usize, Change); 8] = [
     ("on-policy", 0, |_, _| ()),
     ("penalty in the loss", 1, |algorithm, _| algorithm.kl = Some(KlPenalty::new(0.1))),
     ("penalty in the reward", 1, |algorithm, _| {
@@ -125,6 +126,7 @@ const SETTINGS: [(&str, usize, Change); 7] = [
     ("kawhi, one mini-batch", 0, |_, _| ()),
     // The passes that draw hand out what credit is read from.
     ("kawhi, two mini-batches", 0, |_, options| options.mini_batches = 2),
+    ("kawhi with VisionZip", 0, |_, _| ()),
     ("two passes", 1, |_, options| options.passes_per_rollout = 2),
     // Room for a prompt and one completion: every group is cut into its four completions.
     ("parts of groups", 3, |_, options| options.micro_batch = MicroBatch::Tokens(1)),
@@ -138,7 +140,9 @@ fn a_frozen_tower_encodes_an_image_once_and_a_trained_one_only_where_a_pass_need
             for (name, further_passes, change) in SETTINGS {
                 let mut trainer = trainer(policy(family, 0, tower), change);
                 if name.starts_with("kawhi") {
-                    trainer.credit = kawhi(&trainer.policy);
+                    let zip = name.ends_with("VisionZip");
+                    let regions = if zip { RegionSelection::VisionZip } else { RegionSelection::Sguf };
+                    trainer.credit = kawhi(&trainer.policy, regions);
                 }
                 encoded();
                 // The second step has a policy that moved, and new prompts.
@@ -277,5 +281,37 @@ fn evaluations_keep_nothing() {
     for _ in 0..2 {
         greedy_correct(&policy, &questions, 4, 1).unwrap();
         assert_eq!(encoded(), PROMPTS);
+    }
+}
+
+/// A frozen tower that was not asked for attention at first is asked again, once, and says what a trained one does.
+#[test]
+fn attention_that_is_asked_for_later_is_that_of_the_same_images() {
+    let _alone = alone();
+    for family in ["qwen-small", "qwen2.5-small"] {
+        let [frozen, trained] = [Tower::Frozen, Tower::Trained].map(|tower| policy(family, 0, tower));
+        let prompts = prompts(&frozen);
+        let attention = |policy: &VlmPolicy, image_attention| -> Option<Vec<Vec<f32>>> {
+            let completion = Completion { tokens: vec![5, 6, 7], ..Completion::default() };
+            let group = |prompt: &VlmPrompt| Group {
+                prompt: prompt.clone(),
+                completions: vec![completion.clone()],
+                rewards: Vec::new(),
+            };
+            let groups: Vec<Group<VlmPrompt>> = prompts.iter().map(group).collect();
+            let signals = SignalSet { image_attention, ..SignalSet::default() };
+            let found = policy.score(&groups, 1.0, &signals).unwrap().signals.image_attention?;
+            Some(found.into_iter().map(|found| found.into_data().iter::<f32>().collect()).collect())
+        };
+        encoded();
+        assert!(attention(&frozen, false).is_none());
+        let found = attention(&frozen, true).unwrap();
+        assert_eq!(encoded(), 2 * PROMPTS);
+        assert_eq!(attention(&frozen, true).unwrap(), found);
+        assert_eq!(encoded(), 0);
+        for (found, expected) in found.iter().zip(attention(&trained, true).unwrap()) {
+            assert_eq!(found.len(), expected.len());
+            assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} {expected:?}");
+        }
     }
 }
