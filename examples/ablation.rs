@@ -6,9 +6,10 @@
 //! ```
 //!
 //! Each seed has one warm-up, whose vision-critical heads are searched first; from there all rows go on with the same
-//! prompts, `--threads` of them at a time. Prints a table: held-out accuracy by seed, and against the base the mean
-//! difference over the seeds, its standard error and the p-value of a paired t-test. What is measured is kept in
-//! `results.jsonl`; the same command goes on where it was stopped.
+//! prompts, `--threads` of them at a time. Prints a table: held-out accuracy by seed, and against its base each row's mean
+//! difference over the seeds, its standard error and the p-value of a paired t-test, which is not corrected for the number
+//! of rows. What is measured is kept in `results.jsonl`: the same command runs the rows that are missing, each seed with
+//! them from a warm-up of its own again. DAPO is its loss and advantage here, without its dynamic sampling.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -31,8 +32,12 @@ use statrs::distribution::{ContinuousCDF as _, StudentsT};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The row that the others are compared with.
+/// The row that the parts of KAWHI are compared with; GSPO and DAPO with KAWHI, with themselves.
 const BASE: &str = "GRPO";
+
+fn base_of(row: &str) -> &str {
+    row.strip_suffix(" + KAWHI").unwrap_or(BASE)
+}
 
 /// Compares the parts of KAWHI, and base algorithms, on the main job.
 #[derive(Debug, Parser)]
@@ -53,7 +58,7 @@ struct Options {
     /// Held-out questions.
     #[arg(long, default_value_t = 1200)]
     questions: usize,
-    /// The rows to run, by name and separated by commas [default: all].
+    /// The rows to run, by name and separated by commas, such as `GRPO,KAWHI,GSPO,GSPO + KAWHI` [default: all].
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// Rows that run at a time, on one thread each.
@@ -120,6 +125,7 @@ fn main() -> anyhow::Result<()> {
     let chosen = |name: &str| options.rows.is_empty() || options.rows.iter().any(|row| row == name);
     let chosen: Vec<&str> = known.into_iter().filter(|name| chosen(name)).collect();
     std::fs::create_dir_all(&options.out)?;
+    same_experiment(&options, &base)?;
     let file = options.out.join("results.jsonl");
     let mut results = read(&file)?;
     for seed in 0..options.seeds {
@@ -130,6 +136,19 @@ fn main() -> anyhow::Result<()> {
             train(&RunConfig { seed, ..base.clone() }, &options, &chosen, &file, &mut results)?;
         }
         println!("\n{}", table(&chosen, &results));
+    }
+    Ok(())
+}
+
+/// Refuses results of other settings: they would be compared with these.
+fn same_experiment(options: &Options, base: &RunConfig) -> anyhow::Result<()> {
+    let file = options.out.join("experiment.toml");
+    let config = RunConfig { threads: 1, ..base.clone() }.to_toml();
+    let experiment = format!("# heads are critical from {} of the accuracy on\n{config}", options.threshold);
+    if !file.exists() {
+        std::fs::write(&file, experiment)?;
+    } else if std::fs::read_to_string(&file)? != experiment {
+        bail!("{} is of another experiment than these settings; choose another --out", file.display());
     }
     Ok(())
 }
@@ -163,7 +182,12 @@ fn train(
     let HeadSearch::Complete { found, .. } = search else { bail!("the search for heads was stopped") };
     let (heads, accuracy) = (found.scores.len(), 100.0 * found.baseline);
     println!("seed {seed}: {accuracy:.1} % after the warm-up; critical heads {:?} of {heads}", found.critical);
-    let critical = if found.critical.is_empty() { Heads::All } else { Heads::List(found.critical) };
+    let critical = if found.critical.is_empty() {
+        println!("seed {seed}: without a critical head, KAWHI compares all of them");
+        Heads::All
+    } else {
+        Heads::List(found.critical)
+    };
 
     let held_out = job.held_out(&RunConfig { threads: 1, ..config.clone() })?;
     let mut left = rows(&config.reinforcement.algorithm, config.reinforcement.max_tokens, &critical);
@@ -171,9 +195,8 @@ fn train(
     let (next, results) = (Mutex::new(left.into_iter()), Mutex::new(results));
     let worker = || -> anyhow::Result<()> {
         loop {
-            let Some((name, algorithm, credit)) = next.lock().ok().and_then(|mut next| next.next()) else {
-                return Ok(());
-            };
+            let row = next.lock().expect("a worker does not panic").next();
+            let Some((name, algorithm, credit)) = row else { return Ok(()) };
             let mut config = RunConfig { threads: 1, ..named(&name.replace([' ', '+'], "-")) };
             (config.reinforcement.algorithm, config.reinforcement.credit) = (algorithm, credit);
             let directory = under().create(&config)?;
@@ -181,7 +204,7 @@ fn train(
             let mut run = Run::new(&config, &job, directory, &stop, &mut progress);
             let trained = reinforcement(State::start(policy.clone()), &held_out, &mut run)?;
             let accuracy = held_out.sighted(&trained.policy)?.accuracy.mean;
-            let Ok(mut results) = results.lock() else { return Ok(()) };
+            let mut results = results.lock().expect("a worker does not panic");
             write(file, &Measured { seed, row: name.into(), accuracy })?;
             println!("seed {seed}: {name} {:.1} %", 100.0 * accuracy);
             results.insert((seed, name.into()), accuracy);
@@ -208,24 +231,25 @@ fn write(file: &Path, measured: &Measured) -> anyhow::Result<()> {
     Ok(file.write_all(format!("{}\n", serde_json::to_string(measured)?).as_bytes())?)
 }
 
-/// The seeds that have the base and a row are what the row is compared over.
+/// The seeds that have a row and its base are what it is compared over.
 fn table(names: &[&str], results: &Results) -> String {
     let seeds: BTreeSet<u64> = results.keys().map(|(seed, _)| *seed).collect();
     let of = |seed: u64, name: &str| results.get(&(seed, name.to_owned())).map(|accuracy| 100.0 * accuracy);
     let header: Vec<String> = seeds.iter().map(|seed| format!("seed {seed}")).collect();
-    let header = format!("| row | {} | mean ± s.e. | minus {BASE} | p |", header.join(" | "));
-    let mut lines = vec![header, "|---".repeat(seeds.len() + 4) + "|"];
+    let header = format!("| row | {} | mean ± s.e. | minus | difference ± s.e. | p |", header.join(" | "));
+    let mut lines = vec![header, "|---".repeat(seeds.len() + 5) + "|"];
     for name in names {
         let shown = |&seed: &u64| of(seed, name).map_or_else(String::new, |value| format!("{value:.1}"));
         let values: Vec<f64> = seeds.iter().filter_map(|&seed| of(seed, name)).collect();
-        let differences: Vec<f64> = seeds.iter().filter_map(|&seed| Some(of(seed, name)? - of(seed, BASE)?)).collect();
+        let base = if *name == BASE { "" } else { base_of(name) };
+        let differences: Vec<f64> = seeds.iter().filter_map(|&seed| Some(of(seed, name)? - of(seed, base)?)).collect();
         let (mut difference, mut p) = (String::new(), String::new());
-        if *name != BASE && !differences.is_empty() {
+        if !differences.is_empty() {
             difference = mean_and_error(&differences, true);
             p = paired_p(&differences).map_or(p, |p| format!("{p:.2}"));
         }
         let (cells, mean) = (seeds.iter().map(shown).collect::<Vec<_>>().join(" | "), mean_and_error(&values, false));
-        lines.push(format!("| {name} | {cells} | {mean} | {difference} | {p} |"));
+        lines.push(format!("| {name} | {cells} | {mean} | {base} | {difference} | {p} |"));
     }
     lines.join("\n")
 }

@@ -21,7 +21,7 @@ use anyhow::{Context as _, ensure};
 use burn::tensor::Device;
 use clap::Parser;
 use console::style;
-use firesight_kawhi::{Heads, ImageView, Kawhi, KawhiConfig, Regions, VisualPrompt as _, sguf};
+use firesight_kawhi::{Heads, ImageView, KawhiConfig, Regions, VisualPrompt as _, sguf};
 use firesight_rl::{Completion, CreditAssigner as _, Group, Policy as _, TokenCredit};
 use firesight_train::{VlmPolicy, VlmPrompt};
 use firesight_vlm::{Message, ModelConfig, Part, Processor, QwenVl, has_weights, read_image};
@@ -76,10 +76,7 @@ fn main() -> anyhow::Result<()> {
     let completion = Completion { tokens, ..Completion::default() };
 
     let heads = options.heads.map_or(Heads::All, Heads::Critical);
-    let decoder = processor.clone();
-    let kawhi = Kawhi::new(KawhiConfig { heads, ..KawhiConfig::default() }, move |token| {
-        decoder.tokenizer().decode(&[token]).unwrap_or_default()
-    })?;
+    let kawhi = policy.kawhi(KawhiConfig { heads, ..KawhiConfig::default() })?;
     let signals = kawhi.signals(&[&prompt])?;
     let groups = [Group { prompt, completions: vec![completion], rewards: Vec::new() }];
     let scores = policy.score(&groups, 1.0, &signals)?;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
-use firesight_kawhi::{Kawhi, KawhiConfig, RegionSelection};
+use firesight_kawhi::{KawhiConfig, RegionSelection};
 use firesight_rl::{
     Algorithm, Completion, CreditAssigner, Group, KlPenalty, KlPlacement, MicroBatch, Options, Policy, Reward, Sampler,
     Sampling, SignalSet, Trainer, Uniform,
@@ -87,9 +87,7 @@ fn prompts(policy: &VlmPolicy) -> Vec<VlmPrompt> {
 }
 
 fn kawhi(policy: &VlmPolicy, regions: RegionSelection) -> Box<dyn CreditAssigner<VlmPrompt> + Send> {
-    let processor = policy.processor().clone();
-    let config = KawhiConfig { regions, ..KawhiConfig::default() };
-    Box::new(Kawhi::new(config, move |id| processor.tokenizer().decode(&[id]).unwrap()).unwrap())
+    Box::new(policy.kawhi(KawhiConfig { regions, ..KawhiConfig::default() }).unwrap())
 }
 
 /// A trainer of strictly on-policy steps without anything that costs a pass of its own.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Tensor};
-use firesight_kawhi::{Kawhi, KawhiConfig};
+use firesight_kawhi::KawhiConfig;
 use firesight_rl::{
     Algorithm, Completion, CreditAssigner, Group, MicroBatch, Options, Policy, Reward, Sampling, StepReport, Task,
     TaskError, Trainer, Uniform,
@@ -43,9 +43,7 @@ fn credit(name: &str, policy: &VlmPolicy) -> Box<dyn CreditAssigner<VlmPrompt> +
     if name == "uniform" {
         return Box::new(Uniform);
     }
-    let processor = policy.processor().clone();
-    let text = move |id: u32| processor.tokenizer().decode(&[id]).unwrap();
-    Box::new(Kawhi::new(KawhiConfig::default(), text).unwrap())
+    Box::new(policy.kawhi(KawhiConfig::default()).unwrap())
 }
 
 /// Runs `steps` and returns what each reported, and the weights afterwards.

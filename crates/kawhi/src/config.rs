@@ -22,6 +22,7 @@ pub struct KawhiConfig {
     /// The parts of a response that get a weight each.
     pub granularity: Granularity,
     /// How alignment becomes weights.
+    #[serde(alias = "paragraphs")]
     pub weights: WeightConfig,
 }
 
@@ -231,6 +232,9 @@ mod tests {
             assert!(serde_json::from_str::<KawhiConfig>(unknown).unwrap_err().to_string().contains("unknown field"));
         }
         assert_eq!(serde_json::from_str::<KawhiConfig>(r#"{"heads": "all"}"#).unwrap().heads, Heads::All);
+        // As runs of earlier versions call it.
+        let earlier: KawhiConfig = serde_json::from_str(r#"{"paragraphs": {"tau": 0.2}}"#).unwrap();
+        assert_eq!(earlier.weights.tau, 0.2);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use crate::select::Selector;
 use crate::sguf::content_hash;
 use crate::{Error, ImageView, KawhiConfig, Metric, RegionSelector, Segmenter, VisualPrompt, alignment, token_weights};
 
-/// Images whose chosen visual tokens are kept. A choice takes some kilobytes.
-const CACHED_IMAGES: usize = 1 << 16;
+/// Chosen visual tokens that are kept, of all images together: 128 MiB of them.
+const KEPT_TOKENS: usize = 1 << 24;
 
 /// KAWHI (arXiv 2603.27375) as a credit assigner: each token's weight is that of its paragraph, and a paragraph weighs
 /// more the closer it attends to the key regions of the images (eq. 16-17).
@@ -28,7 +28,14 @@ pub struct Kawhi {
     token_text: Box<dyn Fn(u32) -> String + Send + Sync>,
     selector: Box<dyn RegionSelector>,
     segmenter: Box<dyn Segmenter>,
-    chosen: Mutex<HashMap<ImageId, Chosen>>,
+    chosen: Mutex<Kept>,
+}
+
+/// Choices that are known, and how many visual tokens they hold together.
+#[derive(Default)]
+struct Kept {
+    choices: HashMap<ImageId, Chosen>,
+    tokens: usize,
 }
 
 /// Indices of chosen visual tokens.
@@ -70,7 +77,7 @@ impl Kawhi {
         Self { segmenter: Box::new(segmenter), ..self }
     }
 
-    /// The configuration it was made with.
+    /// The configuration it was made with; a selector or segmenter of somebody's own is not in it.
     pub fn config(&self) -> &KawhiConfig {
         &self.config
     }
@@ -79,16 +86,18 @@ impl Kawhi {
     fn chosen_of(&self, image: &ImageView<'_>) -> Result<Chosen, Error> {
         let id = (content_hash(image.pixels), image.width, image.height, image.cell);
         let lock = || self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().get(&id) {
+        if let Some(known) = lock().choices.get(&id) {
             return Ok(Arc::clone(known));
         }
         // Outside of the lock: two threads that meet over an image both compute the same.
         let found: Chosen = indices(self.selector.as_ref(), image, None)?.into();
         let mut known = lock();
-        if known.len() >= CACHED_IMAGES {
-            known.clear();
+        if known.tokens + found.len() > KEPT_TOKENS {
+            *known = Kept::default();
         }
-        known.insert(id, Arc::clone(&found));
+        if known.choices.insert(id, Arc::clone(&found)).is_none() {
+            known.tokens += found.len();
+        }
         Ok(found)
     }
 
@@ -536,7 +545,8 @@ mod tests {
         let (one, same, other) = (chosen(one), chosen(same), chosen(other));
         assert!(Arc::ptr_eq(&one, &same));
         assert_ne!(one, other);
-        assert_eq!(kawhi.chosen.lock().unwrap().len(), 2);
+        let kept = kawhi.chosen.lock().unwrap();
+        assert_eq!((kept.choices.len(), kept.tokens), (2, one.len() + other.len()));
     }
 
     #[test]

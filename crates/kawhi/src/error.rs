@@ -51,7 +51,7 @@ pub enum Error {
         /// Length of the pixel buffer.
         bytes: usize,
     },
-    /// The trainer handed over no attention states.
+    /// The trainer did not hand over what was asked for.
     #[error("the signal {signal} is missing")]
     MissingSignal {
         /// Field of [`firesight_rl::Signals`].
@@ -66,19 +66,19 @@ pub enum Error {
         expected: usize,
     },
     /// The attention states are of another number of completions than the batch.
-    #[error("the batch has {expected} completions, but queries came for {found}")]
+    #[error("the batch has {expected} completions, but states came for {found}")]
     CompletionCount {
-        /// Completions with queries.
+        /// Completions with states.
         found: usize,
         /// Completions in the batch.
         expected: usize,
     },
     /// The attention states are shorter than a completion.
-    #[error("completion {completion} has {expected} tokens, but queries came for {found}")]
+    #[error("completion {completion} has {expected} tokens, but states came for {found}")]
     TokenCount {
         /// Index of the completion in the batch.
         completion: usize,
-        /// Tokens with queries.
+        /// Tokens with states.
         found: usize,
         /// Tokens of the completion.
         expected: usize,
@@ -101,6 +101,9 @@ pub enum Error {
         /// Those asked for.
         expected: usize,
     },
+    /// A region selector of somebody's own failed.
+    #[error("the region selector failed")]
+    Selector(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A region selector chose among another number of visual tokens than the image has.
     #[error("the region selector decided about {found} visual tokens of an image that has {expected}")]
     Selection {
@@ -121,10 +124,10 @@ pub enum Error {
     #[error("no visual token is selected")]
     NoSelection,
     /// Spans do not partition a response.
-    #[error("paragraph {paragraph} does not continue a partition of {tokens} tokens")]
+    #[error("segment {paragraph} does not continue a partition of {tokens} tokens")]
     Spans {
-        /// The first paragraph that is empty, overlaps, leaves a gap or ends past the response; the number of
-        /// paragraphs when the last one ends too early.
+        /// The first segment that is empty, overlaps, leaves a gap or ends past the response; the number of segments
+        /// when the last one ends too early.
         paragraph: usize,
         /// Tokens of the response.
         tokens: usize,

@@ -19,7 +19,7 @@ pub trait RegionSelector: Send + Sync {
     /// `attention` is there if [`Self::reads_attention`] asks for it: one number a visual token.
     ///
     /// # Errors
-    /// When the image is nothing the method can work with.
+    /// When the image is nothing the method can work with; [`Error::Selector`] holds any other reason.
     fn select(&self, image: &ImageView<'_>, attention: Option<&[f32]>) -> Result<Vec<bool>, Error>;
 }
 

@@ -237,6 +237,9 @@ impl Log {
     }
 }
 
+/// The key of the heads that KAWHI compares.
+pub(crate) const HEADS: &str = "reinforcement.credit.heads";
+
 fn once() -> usize {
     1
 }
@@ -273,19 +276,26 @@ impl RunConfig {
     /// # Errors
     /// See [`Self::from_file`].
     pub fn from_toml(text: &str, path: &Path) -> Result<Self, Error> {
-        let mut config: Self =
+        let config: Self =
             toml::from_str(text).map_err(|reason| Error::Toml { path: path.into(), reason: Box::new(reason) })?;
-        if let CreditConfig::Kawhi(kawhi) = &mut config.reinforcement.credit {
-            kawhi.heads = kawhi.heads.resolve().map_err(|error| Error::Config {
-                path: path.into(),
-                key: "reinforcement.credit.heads",
-                problem: format!("cannot be used: {error}"),
-            })?;
-        }
-        match config.check() {
+        match config.resolved().and_then(|config| config.check().map(|()| config)) {
             Err(Error::Setting { key, problem }) => Err(Error::Config { path: path.into(), key, problem }),
-            checked => checked.map(|()| config),
+            resolved => resolved,
         }
+    }
+
+    /// The same, with what other files say in it: the list of a file of vision-critical heads.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the file cannot be used.
+    pub fn resolved(mut self) -> Result<Self, Error> {
+        if let CreditConfig::Kawhi(kawhi) = &mut self.reinforcement.credit {
+            kawhi.heads = kawhi
+                .heads
+                .resolve()
+                .map_err(|error| Error::Setting { key: HEADS, problem: format!("cannot be used: {error}") })?;
+        }
+        Ok(self)
     }
 
     /// The file that gives this configuration.

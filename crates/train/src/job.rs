@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use firesight_kawhi::{Heads, KawhiConfig};
 use firesight_vlm::{Component, ModelConfig, Processor, QwenVl, has_weights};
 
 use crate::Error;
-use crate::config::{RunConfig, Trainable};
+use crate::config::{CreditConfig, HEADS, RunConfig, Trainable};
 use crate::device::device;
 use crate::examples::Questions;
 use crate::held_out::HeldOut;
@@ -32,10 +33,12 @@ impl Job {
     /// Reads the model directory.
     ///
     /// # Errors
-    /// When the device is not there, or the model directory or the task is broken.
+    /// When the device is not there, the model directory or the task is broken, or credit names a head that the model
+    /// does not have.
     pub fn new(config: &RunConfig) -> Result<Self, Error> {
         let device = device(&config.device)?;
         let model_config = ModelConfig::from_dir(&config.model)?;
+        check_heads(config, model_config.text_config.num_attention_heads)?;
         let processor = Arc::new(Processor::from_dir(&config.model)?);
         let charts = Charts::new()?;
         let questions = |pictures: &[Picture]| -> Result<Questions, Error> {
@@ -82,5 +85,40 @@ impl Job {
     /// When the model's processor refuses one.
     pub fn held_out(&self, config: &RunConfig) -> Result<HeldOut, Error> {
         HeldOut::new(&self.questions, config)
+    }
+}
+
+/// Refuses heads that are not there before anything is trained; credit would find out at the first rollout.
+fn check_heads(config: &RunConfig, heads: usize) -> Result<(), Error> {
+    let CreditConfig::Kawhi(KawhiConfig { heads: Heads::List(list), .. }) = &config.reinforcement.credit else {
+        return Ok(());
+    };
+    match list.iter().find(|&&head| head >= heads) {
+        None => Ok(()),
+        Some(head) => {
+            let problem = format!("names head {head}, and {} has heads 0 to {}", config.model.display(), heads - 1);
+            Err(Error::Setting { key: HEADS, problem })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn heads_that_the_model_does_not_have_are_refused_before_training() {
+        let mut config = RunConfig::example("models/qwen-small");
+        let mut with = |heads| {
+            config.reinforcement.credit = CreditConfig::Kawhi(KawhiConfig { heads, ..KawhiConfig::default() });
+            Job::new(&config)
+        };
+        with(Heads::List(vec![0, 3])).unwrap();
+        with(Heads::All).unwrap();
+        let error = with(Heads::List(vec![0, 4])).unwrap_err().to_string();
+        assert!(error.starts_with("reinforcement.credit.heads names head 4, and"), "{error}");
+        assert!(error.ends_with("has heads 0 to 3"), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::module::Module;
-use firesight_kawhi::{ImageView, VisualPrompt};
+use firesight_kawhi::{ImageView, Kawhi, KawhiConfig, VisualPrompt};
 use firesight_rl::{
     AttentionStates, Completion, Error, Group, Policy, ResponseStates, Rope, Sampler, Sampling, Scores, SignalSet,
     Signals,
@@ -89,6 +89,17 @@ impl VlmPolicy {
     /// When the model has no such head.
     pub fn without_head(&self, head: usize) -> Result<Self, firesight_vlm::Error> {
         Ok(Self { model: self.model.without_head(head)?, speech: self.speech.clone() })
+    }
+
+    /// KAWHI that reads what this policy says.
+    ///
+    /// # Errors
+    /// When the configuration is out of range, or names a file of heads that cannot be used.
+    pub fn kawhi(&self, config: KawhiConfig) -> Result<Kawhi, firesight_kawhi::Error> {
+        let processor = self.processor().clone();
+        // Decoding skips special tokens, so the end of the turn is no paragraph of its own. The policy says no token that
+        // the tokenizer does not have.
+        Kawhi::new(config, move |id| processor.tokenizer().decode(&[id]).unwrap_or_default())
     }
 
     /// What renders prompts and decodes completions.

@@ -114,6 +114,7 @@ fn run_to_ending(
     stop: &Stop,
     progress: &mut Progress,
 ) -> Result<Ending, Error> {
+    let config = &config.clone().resolved()?;
     config.check()?;
     let begun = destination.resume(config)?;
     if let Some(directory) = &begun

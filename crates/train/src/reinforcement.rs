@@ -3,7 +3,6 @@
 use std::error::Error as _;
 use std::time::{Duration, Instant};
 
-use firesight_kawhi::Kawhi;
 use firesight_rl::{
     CreditAssigner, Deadline, Error as TrainerError, Group, Options, Reward, Rollout, Sampling, StepReport, Task,
     Trainer, Uniform,
@@ -198,12 +197,7 @@ fn rollout_files<'a>(run: &'a Run<'_>, policy: &'a VlmPolicy) -> RolloutFiles<'a
 fn credit(config: &CreditConfig, policy: &VlmPolicy) -> Result<Box<dyn CreditAssigner<VlmPrompt> + Send>, Error> {
     Ok(match config {
         CreditConfig::Uniform {} => Box::new(Uniform),
-        CreditConfig::Kawhi(kawhi) => {
-            let processor = policy.processor().clone();
-            // Decoding skips special tokens, so the end of the turn is no paragraph of its own.
-            let text = move |id: u32| processor.tokenizer().decode(&[id]).unwrap_or_default();
-            Box::new(Kawhi::new(kawhi.clone(), text)?)
-        }
+        CreditConfig::Kawhi(kawhi) => Box::new(policy.kawhi(kawhi.clone())?),
     })
 }
 

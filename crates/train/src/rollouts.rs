@@ -9,7 +9,7 @@
 //! | `question`, `answer` | the question without the chat template, and what the verifier asks for |
 //! | `image` | the picture, relative to the run directory: `images/<SHA-256 of the file>.png` |
 //! | `prompt_tokens` | token ids of the whole prompt, image placeholders expanded |
-//! | `regions` | under KAWHI, what SGUF finds in every image of the prompt; else null |
+//! | `regions` | under KAWHI, what SGUF finds in every image of the prompt, whichever regions count; else null |
 //! | `completions` | a list of completions |
 //!
 //! an image's regions have `rows` and `columns` of visual tokens and, for each of them in raster order, its `component`
@@ -23,7 +23,7 @@
 //! | `truncated` | whether it met the length limit |
 //! | `reward`, `parts` | the number that is optimised, and its parts by name before they are weighted; null abstains |
 //! | `advantage` | null when the update failed |
-//! | `credit_weights` | how the advantage is split over the tokens; null where nobody asked |
+//! | `credit_weights` | how the advantage is split over the tokens, also of a completion that is left out of the loss; null where nobody asked |
 //! | `evidence` | what the weights were made of, under KAWHI; else null |
 //!
 //! and evidence
@@ -48,6 +48,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use image::RgbImage;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use rayon::prelude::*;
 use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
@@ -108,6 +109,8 @@ impl RolloutFiles<'_> {
         let name = format!("{folder}/step{step:04}.jsonl.gz");
         let io = |source| Error::Io { path: run.path().join(&name), source };
         let mut compressed = GzEncoder::new(Vec::new(), Compression::default());
+        let regions = groups.par_iter().map(|group| regions(&group.prompt, self.credit));
+        let mut regions = regions.collect::<Result<Vec<_>, _>>()?.into_iter();
         for (index, (question, group)) in questions.iter().zip(groups).enumerate() {
             let line = Line {
                 step,
@@ -116,7 +119,7 @@ impl RolloutFiles<'_> {
                 answer: &question.example.answer,
                 image: write_image(run, &question.example.image)?,
                 prompt_tokens: group.prompt.tokens(),
-                regions: regions(&group.prompt, self.credit)?,
+                regions: regions.next().flatten(),
                 completions: completions(index, group, learnt, self.tokenizer)?,
             };
             serde_json::to_writer(&mut compressed, &line).map_err(|error| io(error.into()))?;

@@ -97,11 +97,10 @@ impl KeptFeatures {
     /// What `tower` makes of the images: `encode` runs if nobody has asked before, or only for another tower, or without
     /// the attention. Threads that ask at the same time wait for the first.
     fn of(&self, tower: &FrozenVision, attention: bool, encode: impl Fn() -> VisionFeatures) -> VisionFeatures {
-        let kept = match (attention, self.with_attention.get()) {
-            (false, None) => &self.features,
-            _ => &self.with_attention,
-        };
+        let of_tower = |known: &FrozenVision| Arc::ptr_eq(&known.0, &tower.0);
+        let more = self.with_attention.get().is_some_and(|(known, _)| of_tower(known));
+        let kept = if attention || more { &self.with_attention } else { &self.features };
         let (known, features) = kept.get_or_init(|| (tower.clone(), encode()));
-        if Arc::ptr_eq(&known.0, &tower.0) { features.clone() } else { encode() }
+        if of_tower(known) { features.clone() } else { encode() }
     }
 }

@@ -5,11 +5,11 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::Error;
 use crate::initialize::stream;
-use crate::model::{EncodedPrompts, QwenVl, TokenMask, last_hidden};
+use crate::model::{QwenVl, TokenMask, last_hidden};
 use crate::probe::{Probe, Probed, Tap, indices};
 use crate::processor::Prompt;
 use crate::sampling::{Sampler, Sampling};
-use crate::text::CompletionCache;
+use crate::text::{CompletionCache, PromptStates};
 
 /// How completions are drawn.
 #[derive(Debug, Clone)]
@@ -143,11 +143,13 @@ impl QwenVl {
             }
         }
         let groups: Vec<Vec<Generated>> = drawn.chunks_exact(completions).map(<[Generated]>::to_vec).collect();
+        let image_attention = encoded.image_attention;
         let attention = attention.zip(tap).map(|(attention, mut tap)| {
-            self.run_last_tokens(&groups, &encoded, &positions, cache, &mut tap);
-            attention.found(prompts, &encoded.states, self.text().heads(), Tensor::cat(tap.taken, 2))
+            let visual_keys = attention.visual_keys(prompts, &encoded.states);
+            self.run_last_tokens(&groups, encoded.states, &positions, cache, &mut tap);
+            attention.found(visual_keys, self.text().heads(), Tensor::cat(tap.taken, 2))
         });
-        Ok((groups, Probed { attention, image_attention: encoded.image_attention }))
+        Ok((groups, Probed { attention, image_attention }))
     }
 
     /// Embeddings of the last token of each completion: `[prompts, completions, 1, hidden_size]`.
@@ -163,12 +165,12 @@ impl QwenVl {
     fn run_last_tokens(
         &self,
         groups: &[Vec<Generated>],
-        encoded: &EncodedPrompts,
+        states: PromptStates,
         positions: &[u32],
         mut cache: CompletionCache,
         tap: &mut Tap,
     ) {
-        let device = encoded.states.hidden.device();
+        let device = states.hidden.device();
         let completions = groups[0].len();
         let length = groups.iter().flatten().map(|completion| completion.tokens.len()).max().unwrap_or(0);
         let open: Vec<usize> = (0..groups.len())
@@ -177,10 +179,10 @@ impl QwenVl {
         let drawn: Vec<Generated> = open.iter().flat_map(|&prompt| groups[prompt].clone()).collect();
         let embeddings = self.last_tokens(&drawn, completions, &device);
         if open.len() == groups.len() {
-            return self.text().only_tap(&encoded.states, embeddings, positions, &mut cache, tap);
+            return self.text().only_tap(&states, embeddings, positions, &mut cache, tap);
         }
         let chosen = indices(&open, &device);
-        let (states, mut cache) = (encoded.states.select(&chosen), cache.select(&chosen));
+        let (states, mut cache) = (states.select(&chosen), cache.select(&chosen));
         let positions: Vec<u32> = open.iter().map(|&prompt| positions[prompt]).collect();
         self.text().only_tap(&states, embeddings, &positions, &mut cache, tap);
         // Nothing reads what completions have here that are shorter: any row will do.

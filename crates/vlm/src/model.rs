@@ -257,7 +257,7 @@ impl QwenVl {
             let real: Vec<usize> = rows(batch, width).map(|(row, _)| row).collect();
             let whole = real.len() == states.dims()[0];
             let response = if whole { states } else { states.clone().select(0, indices(&real, &states.device())) };
-            attention.found(&prompts, &encoded.states, heads, response)
+            attention.found(attention.visual_keys(&prompts, &encoded.states), heads, response)
         });
         Ok(CompletionScores {
             log_probs: spread(log_probs),

@@ -102,30 +102,26 @@ impl AttentionProbe {
         self.heads.clone().unwrap_or_else(|| (0..heads.query).collect())
     }
 
-    /// With the keys of the visual tokens of `prompts`.
-    pub(crate) fn found(
-        &self,
-        prompts: &[&Prompt],
-        states: &PromptStates,
-        heads: Heads,
-        response: Tensor<4>,
-    ) -> LastAttention {
+    /// For every prompt the keys of its visual tokens that are asked for.
+    pub(crate) fn visual_keys(&self, prompts: &[&Prompt], states: &PromptStates) -> Vec<Tensor<3>> {
         let keys = match self.point {
             AttentionPoint::BeforeRope => states.last_key_before_rope.clone(),
             AttentionPoint::AfterRope => states.layers.last().map(|layer| layer.key.clone()),
         };
-        let visual_keys = keys.map(without_graph).map_or_else(Vec::new, |keys| {
-            let of_prompt = |(row, prompt): (usize, &&Prompt)| {
-                let visual: Vec<usize> = visual_positions(prompt).collect();
-                let positions = match &self.visual_tokens {
-                    Some(chosen) => chosen[row].iter().map(|&token| visual[token]).collect(),
-                    None => visual,
-                };
-                let keys = keys.clone().narrow(0, row, 1).squeeze_dim::<3>(0);
-                keys.select(1, indices(&positions, &response.device()))
+        let Some(keys) = keys.map(without_graph) else { return Vec::new() };
+        let of_prompt = |(row, prompt): (usize, &&Prompt)| {
+            let visual: Vec<usize> = visual_positions(prompt).collect();
+            let positions = match &self.visual_tokens {
+                Some(chosen) => chosen[row].iter().map(|&token| visual[token]).collect(),
+                None => visual,
             };
-            prompts.iter().enumerate().map(of_prompt).collect()
-        });
+            keys.clone().narrow(0, row, 1).squeeze_dim::<3>(0).select(1, indices(&positions, &keys.device()))
+        };
+        prompts.iter().enumerate().map(of_prompt).collect()
+    }
+
+    /// What was asked for, with the states of the completions.
+    pub(crate) fn found(&self, visual_keys: Vec<Tensor<3>>, heads: Heads, response: Tensor<4>) -> LastAttention {
         let key_heads = self.chosen(heads).into_iter().map(|head| head / heads.sharing()).collect();
         LastAttention { response, visual_keys, key_heads }
     }

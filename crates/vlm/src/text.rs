@@ -278,18 +278,18 @@ impl Completing<'_> {
 }
 
 impl PromptStates {
-    /// Those of some prompts.
-    pub(crate) fn select(&self, prompts: &Tensor<1, Int>) -> Self {
-        let select = |t: &Tensor<4>| t.clone().select(0, prompts.clone());
+    /// Those of some prompts; of the others, a layer goes before the next is copied.
+    pub(crate) fn select(self, prompts: &Tensor<1, Int>) -> Self {
+        let select = |t: Tensor<4>| t.select(0, prompts.clone());
         Self {
-            hidden: self.hidden.clone().select(0, prompts.clone()),
+            hidden: self.hidden.select(0, prompts.clone()),
             layers: self
                 .layers
-                .iter()
-                .map(|layer| KeyValue { key: select(&layer.key), value: select(&layer.value) })
+                .into_iter()
+                .map(|layer| KeyValue { key: select(layer.key), value: select(layer.value) })
                 .collect(),
-            last_key_before_rope: self.last_key_before_rope.as_ref().map(select),
-            padding: self.padding.as_ref().map(select),
+            last_key_before_rope: self.last_key_before_rope.map(select),
+            padding: self.padding.map(select),
         }
     }
 }
@@ -310,10 +310,11 @@ impl CompletionCache {
         Self { layers, length: 0 }
     }
 
-    /// That of the completions of some prompts.
-    pub(crate) fn select(&self, prompts: &Tensor<1, Int>) -> Self {
-        let select = |t: &Tensor<5>| t.clone().select(0, prompts.clone());
-        let layers = self.layers.iter().map(|layer| KeyValue { key: select(&layer.key), value: select(&layer.value) });
+    /// That of the completions of some prompts; of the others, a layer goes before the next is copied.
+    pub(crate) fn select(self, prompts: &Tensor<1, Int>) -> Self {
+        let select = |t: Tensor<5>| t.select(0, prompts.clone());
+        let layers =
+            self.layers.into_iter().map(|layer| KeyValue { key: select(layer.key), value: select(layer.value) });
         Self { layers: layers.collect(), length: self.length }
     }
 
