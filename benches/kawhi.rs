@@ -5,9 +5,9 @@
 //! FIRESIGHT_ORACLE=DIR cargo bench --bench kawhi  # with the peer benchmark's workload as well
 //! ```
 //!
-//! A step with KAWHI and one without draw the same completions from the same policy, in turn, so that what they differ by
-//! is KAWHI and noise; the median of the ratios of neighbours is reported with its quartiles. The target is below 1 %.
-//! `time/credit_s` leaves out what the passes that draw do more: taking states, and running the last tokens.
+//! A step with KAWHI and one without draw the same completions from the same policy, in turn, so that what they differ
+//! by is KAWHI and noise; the median of the ratios of neighbours is reported with its quartiles. The target is below
+//! one percent. `time/credit_s` leaves out what the passes that draw do more: taking states, and running last tokens.
 #![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};

@@ -6,10 +6,11 @@
 //! ```
 //!
 //! Each seed has one warm-up, whose vision-critical heads are searched first; from there all rows go on with the same
-//! prompts, `--threads` of them at a time. Prints a table: held-out accuracy by seed, and against its base each row's mean
-//! difference over the seeds, its standard error and the p-value of a paired t-test, which is not corrected for the number
-//! of rows. What is measured is kept in `results.jsonl`: the same command runs the rows that are missing, each seed with
-//! them from a warm-up of its own again. DAPO is its loss and advantage here, without its dynamic sampling.
+//! prompts, `--threads` of them at a time. Prints a table: held-out accuracy by seed, and against its base each row's
+//! mean difference over the seeds, its standard error and the p-value of a paired t-test, which is not corrected for
+//! the number of rows. What is measured is kept in `results.jsonl`: the same command runs the rows that are missing,
+//! each seed with them from a warm-up of its own again. DAPO is its loss and advantage here, without its dynamic
+//! sampling.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -51,8 +52,8 @@ struct Options {
     /// Rollouts of every row [default: as in the configuration].
     #[arg(long)]
     steps: Option<usize>,
-    /// A head is critical if masking it costs more than this share of the accuracy. The paper's 0.043 takes all four heads
-    /// of the small model, which would make "all heads" the same row as "KAWHI".
+    /// A head is critical if masking it costs more than this share of the accuracy. The paper's 0.043 takes all four
+    /// heads of the small model, which would make "all heads" the same row as "KAWHI".
     #[arg(long, default_value_t = 0.5)]
     threshold: f64,
     /// Held-out questions.

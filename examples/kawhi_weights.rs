@@ -8,10 +8,10 @@
 //! \boxed{2}"
 //! ```
 //!
-//! The directory is one in Hugging Face layout, of Qwen2.5-VL or Qwen3-VL. Prints the response with every paragraph on a
-//! ground as dark as it weighs, and writes a picture of the image as the vision encoder sees it: the outlines of the key
-//! regions in orange, the chosen visual tokens as they are, the others dimmed. A second on a small model. The last line
-//! names the picture.
+//! The directory is one in Hugging Face layout, of Qwen2.5-VL or Qwen3-VL. Prints the response with every paragraph on
+//! a ground as dark as it weighs, and writes a picture of the image as the vision encoder sees it: the outlines of the
+//! key regions in orange, the chosen visual tokens as they are, the others dimmed. A second on a small model. The last
+//! line names the picture.
 
 use std::io::Read as _;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
-//! KAWHI inside real training steps: every weight that a step used is worked out again here from the model's queries and
-//! keys, the picture's pixels and the text, by the equations and without any code of the crate; and every base algorithm
-//! takes it.
+//! KAWHI inside real training steps: every weight that a step used is worked out again here from the model's queries
+//! and keys, the picture's pixels and the text, by the equations and without any code of the crate; and every base
+//! algorithm takes it.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -174,8 +174,8 @@ fn every_base_algorithm_takes_it() {
     assert!(weights.iter().all(|credit| *credit == weights[0]), "the algorithm has no say in credit");
 }
 
-/// Queries or keys of the response `[completion][head][token]` and keys of visual tokens `[key head][visual token]` of the
-/// last layer, and the attention that visual tokens receive.
+/// Queries or keys of the response `[completion][head][token]` and keys of visual tokens `[key head][visual token]` of
+/// the last layer, and the attention that visual tokens receive.
 struct States {
     response: Vec<Vec<Vec<Vec<f64>>>>,
     keys: Vec<Vec<Vec<f64>>>,

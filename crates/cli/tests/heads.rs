@@ -14,8 +14,8 @@ use firesight_train::{
 
 const QUESTIONS: usize = 48;
 
-/// A model after a few steps, by which it guesses better than it would without one of its heads, and the configuration to
-/// search it with.
+/// A model after a few steps, by which it guesses better than it would without one of its heads, and the configuration
+/// to search it with.
 fn half_trained(scratch: &Path) -> RunConfig {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();

@@ -81,8 +81,8 @@ every = 1
 keep = 3
 "#;
 
-/// What every test starts from: a model that half-knows the task, the configuration of the job, and the job done without
-/// interruption.
+/// What every test starts from: a model that half-knows the task, the configuration of the job, and the job done
+/// without interruption.
 struct Baseline {
     scratch: TempDir,
     seconds: f64,
@@ -185,7 +185,8 @@ struct Run {
     model: BTreeMap<String, Vec<u8>>,
     best: BTreeMap<String, Vec<u8>>,
     position: toml::Table,
-    /// Files of the newest checkpoint in the middle of the last phase: tensors and numbers by the path of their parameter.
+    /// Files of the newest checkpoint in the middle of the last phase: tensors and numbers by the path of their
+    /// parameter.
     checkpoint: Vec<(String, BTreeMap<String, Vec<u8>>)>,
 }
 

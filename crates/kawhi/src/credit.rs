@@ -21,8 +21,8 @@ const KEPT_TOKENS: usize = 1 << 24;
 /// Reads states of the passes that draw or score the rollout, so it costs no forward pass. The key regions of an image
 /// are found once and kept.
 ///
-/// The two choices that others may want to make otherwise are traits: which visual tokens count ([`RegionSelector`]), and
-/// what gets a weight ([`Segmenter`]).
+/// The two choices that others may want to make otherwise are traits: which visual tokens count ([`RegionSelector`]),
+/// and what gets a weight ([`Segmenter`]).
 pub struct Kawhi {
     config: KawhiConfig,
     token_text: Box<dyn Fn(u32) -> String + Send + Sync>,

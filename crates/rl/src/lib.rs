@@ -2,9 +2,9 @@
 //!
 //! # In one page
 //!
-//! A model joins by two traits: [`Policy`] says, differentiably, how likely completions are, and [`Sampler`] draws some;
-//! for a model that gives logits token by token, both are a call. A problem joins by [`Task`], which renders prompts and
-//! grades answers. Here a table of digits learns to count:
+//! A model joins by two traits: [`Policy`] says, differentiably, how likely completions are, and [`Sampler`] draws
+//! some; for a model that gives logits token by token, both are a call. A problem joins by [`Task`], which renders
+//! prompts and grades answers. Here a table of digits learns to count:
 //!
 //! ```
 //! use burn::module::{Module, Param};
@@ -77,19 +77,19 @@
 //!
 //! # A step
 //!
-//! [`Trainer::step`] is two halves, which may be called by themselves. [`Trainer::rollout`] samples a group of completions
-//! per prompt and grades them ([`Trainer::dynamic_rollout`] until their rewards differ). [`Trainer::update`] turns rewards
-//! into advantages, splits them over tokens, and takes an optimizer step for every mini-batch: loss x coefficient,
-//! backward, over micro-batches; clip the gradient's global norm; optimizer. [`StepReport`] has everything that was drawn,
-//! decided and measured.
+//! [`Trainer::step`] is two halves, which may be called by themselves. [`Trainer::rollout`] samples a group of
+//! completions per prompt and grades them ([`Trainer::dynamic_rollout`] until their rewards differ).
+//! [`Trainer::update`] turns rewards into advantages, splits them over tokens, and takes an optimizer step for every
+//! mini-batch: loss x coefficient, backward, over micro-batches; clip the gradient's global norm; optimizer.
+//! [`StepReport`] has everything that was drawn, decided and measured.
 //!
-//! Decisions are made on the host, gradients on the device: rewards, advantages, credit and aggregation weights are plain
-//! numbers that can be printed and computed by hand.
+//! Decisions are made on the host, gradients on the device: rewards, advantages, credit and aggregation weights are
+//! plain numbers that can be printed and computed by hand.
 //!
 //! # Algorithms
 //!
-//! An [`Algorithm`] is a point in a space of independent choices; its constructors name the published ones, and all of it
-//! can be read from a file:
+//! An [`Algorithm`] is a point in a space of independent choices; its constructors name the published ones, and all of
+//! it can be read from a file:
 //!
 //! | choice | values |
 //! |---|---|

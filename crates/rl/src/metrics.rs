@@ -10,8 +10,8 @@ pub type Metrics = Vec<(String, f64)>;
 /// Wall-clock time of the parts of a step. They add up to the step but for bookkeeping.
 ///
 /// Inside the update, forward and backward passes of several threads overlap; the time of the phase is divided between
-/// `score`, `credit` and `update` in the proportion of the time the threads spent on each. So is sampling. On devices that run
-/// asynchronously a forward pass only queues work, so there most of the phase reads as `update`.
+/// `score`, `credit` and `update` in the proportion of the time the threads spent on each. So is sampling. On devices
+/// that run asynchronously a forward pass only queues work, so there most of the phase reads as `update`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timing {
     /// Drawing completions.

@@ -12,8 +12,8 @@ use crate::{
 impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
     /// Draws a group of completions for each sample with the policy as it is, and grades them.
     ///
-    /// What the sampler returns is what is trained on: tokens are never decoded and encoded again, and the sampler's own
-    /// log-probabilities are the old ones of the update.
+    /// What the sampler returns is what is trained on: tokens are never decoded and encoded again, and the sampler's
+    /// own log-probabilities are the old ones of the update.
     ///
     /// # Errors
     /// When a prompt, a completion or a reward fails, or the sampler returns something incomplete.
@@ -40,11 +40,11 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
         Ok(Rollout { drawn: groups.len(), groups, failures, timing })
     }
 
-    /// Dynamic sampling (DAPO, arXiv 2503.14476, eq. 11): draws prompts until the rewards differ in `groups` groups, and
-    /// drops the groups whose rewards are all equal, which have nothing to learn from.
+    /// Dynamic sampling (DAPO, arXiv 2503.14476, eq. 11): draws prompts until the rewards differ in `groups` groups,
+    /// and drops the groups whose rewards are all equal, which have nothing to learn from.
     ///
-    /// `next(n)` hands out the next n samples; it is asked at most `max_rounds` times. A rollout that is not full by then
-    /// is shorter; the means of its losses are over what it has. Also returns the samples of its groups.
+    /// `next(n)` hands out the next n samples; it is asked at most `max_rounds` times. A rollout that is not full by
+    /// then is shorter; the means of its losses are over what it has. Also returns the samples of its groups.
     ///
     /// # Errors
     /// Those of `next` and of [`Self::rollout`].

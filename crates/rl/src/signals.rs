@@ -2,9 +2,9 @@ use burn::tensor::Tensor;
 
 /// What a [`crate::CreditAssigner`] wants to see of the model while it draws or scores a rollout.
 ///
-/// The trainer hands the set to [`crate::Sampler::sample_with_signals`], and to [`crate::Policy::score`] where the sampler
-/// does not know it, so whatever is asked for comes out of a forward pass that happens anyway. A policy that lacks a
-/// signal refuses it by [`crate::Error::UnsupportedSignal`].
+/// The trainer hands the set to [`crate::Sampler::sample_with_signals`], and to [`crate::Policy::score`] where the
+/// sampler does not know it, so whatever is asked for comes out of a forward pass that happens anyway. A policy that
+/// lacks a signal refuses it by [`crate::Error::UnsupportedSignal`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SignalSet {
     /// States of the last decoder layer.
@@ -68,8 +68,8 @@ impl Signals {
 /// States of the last decoder layer, as attention uses them (after any query or key normalisation).
 #[derive(Debug, Clone)]
 pub struct AttentionStates {
-    /// Query or key of every completion token *at its own position*: `[completions, heads, tokens, head_dim]`, the heads
-    /// asked for, right-padded, completions of all groups one after another.
+    /// Query or key of every completion token *at its own position*: `[completions, heads, tokens, head_dim]`, the
+    /// heads asked for, right-padded, completions of all groups one after another.
     pub response: Tensor<4>,
     /// Keys of the visual tokens asked for, one tensor a group: `[key heads, visual tokens, head_dim]`. Without a
     /// choice, visual tokens are in the order of the prompt (images one after another, each in raster order).

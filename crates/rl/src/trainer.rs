@@ -12,8 +12,8 @@ use crate::{
 pub struct Update {
     /// `[group][completion]`.
     pub advantages: Vec<Vec<f32>>,
-    /// `[group][completion]`, as of the first pass; a group that was not trained on has no completions here, a completion
-    /// that was left out of a group no tokens.
+    /// `[group][completion]`, as of the first pass; a group that was not trained on has no completions here, a
+    /// completion that was left out of a group no tokens.
     pub credit: Vec<Vec<TokenCredit>>,
     /// Optimizer steps taken; zero when no group had an advantage, and then the policy is what it was.
     pub optimizer_steps: usize,
@@ -92,7 +92,8 @@ pub struct Trainer<P: Policy> {
 }
 
 impl<P: Policy> Trainer<P> {
-    /// A trainer at its first step. With a KL penalty the reference is `policy` as it is now; without one, none is held.
+    /// A trainer at its first step. With a KL penalty the reference is `policy` as it is now; without one, none is
+    /// held.
     ///
     /// # Errors
     /// [`Error::Setting`] for settings that cannot be trained with, such as a temperature of zero.

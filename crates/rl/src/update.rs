@@ -24,9 +24,9 @@ impl<P: Policy> Trainer<P> {
     /// out of a KL penalty too. They still count among the completions and tokens that losses are averaged over, so
     /// without a penalty the gradient is exactly that of the whole batch. When no group is left, nothing is updated.
     ///
-    /// Completions that were drawn with their credit keep it. For others, with one mini-batch and one pass, credit comes
-    /// out of the scoring pass that the gradient needs anyway. With more, credit has to be that of the sampling policy,
-    /// so a credit method that wants signals costs one scoring pass without gradients before the first update;
+    /// Completions that were drawn with their credit keep it. For others, with one mini-batch and one pass, credit
+    /// comes out of the scoring pass that the gradient needs anyway. With more, credit has to be that of the sampling
+    /// policy, so a credit method that wants signals costs one scoring pass without gradients before the first update;
     /// [`crate::Algorithm::top_entropy`] always does.
     ///
     /// # Errors

@@ -112,8 +112,8 @@ pub struct Reinforcement {
     pub prompts: usize,
     /// Completions a prompt.
     pub group_size: usize,
-    /// Draws prompts again, up to this many times a rollout, for those whose completions all have the same reward (DAPO's
-    /// dynamic sampling); absent, they stay.
+    /// Draws prompts again, up to this many times a rollout, for those whose completions all have the same reward
+    /// (DAPO's dynamic sampling); absent, they stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dynamic_sampling: Option<usize>,
     /// Parts a rollout is cut into, an optimizer step each.
@@ -260,8 +260,8 @@ impl CreditConfig {
 }
 
 impl RunConfig {
-    /// Reads a configuration. Relative paths in it are relative to the working directory. A file of vision-critical heads
-    /// that it names is read as well, and the list in it takes its place.
+    /// Reads a configuration. Relative paths in it are relative to the working directory. A file of vision-critical
+    /// heads that it names is read as well, and the list in it takes its place.
     ///
     /// # Errors
     /// When the file cannot be read, has a key that does not exist, lacks one, or holds a value out of range; the

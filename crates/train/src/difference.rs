@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use toml::{Table, Value};
 
-/// Keys, and tables of keys, that change how a run is called, how fast it is and what it logs, and not what it computes.
+/// Keys, and tables of keys, that change how a run is called, how fast it is and what it logs, and not what it
+/// computes.
 const FREE: [&str; 6] = ["name", "device", "threads", "evaluation.samples", "log", "checkpoint"];
 
 /// The first dotted key, in the order of the alphabet, that decides the result and differs, with its two values.

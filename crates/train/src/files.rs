@@ -1,4 +1,5 @@
-//! Files and directories that are on the disk whole or not at all, and what a killed process leaves of those that are not.
+//! Files and directories that are on the disk whole or not at all, and what a killed process leaves of those that are
+//! not.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write as _};
@@ -85,8 +86,8 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     read().map_err(|source| io(directory, source))
 }
 
-/// Takes `directory`, which must be empty or absent, for one run, and for this process as long as the file is open. With
-/// `again`, it may also hold what a run leaves that ends in its first moments.
+/// Takes `directory`, which must be empty or absent, for one run, and for this process as long as the file is open.
+/// With `again`, it may also hold what a run leaves that ends in its first moments.
 pub(crate) fn claim(directory: &Path, again: bool) -> Result<File, Error> {
     fs::create_dir_all(directory).map_err(|source| io(directory, source))?;
     let taken = || Error::RunDirectoryExists { path: directory.into() };

@@ -97,8 +97,8 @@ impl VlmPolicy {
     /// When the configuration is out of range, or names a file of heads that cannot be used.
     pub fn kawhi(&self, config: KawhiConfig) -> Result<Kawhi, firesight_kawhi::Error> {
         let processor = self.processor().clone();
-        // Decoding skips special tokens, so the end of the turn is no paragraph of its own. The policy says no token that
-        // the tokenizer does not have.
+        // Decoding skips special tokens, so the end of the turn is no paragraph of its own. The policy says no token
+        // that the tokenizer does not have.
         Kawhi::new(config, move |id| processor.tokenizer().decode(&[id]).unwrap_or_default())
     }
 

@@ -1,7 +1,7 @@
 //! The whole run: build or load a model, warm it up on worked answers, improve it by its reward, measure, save.
 //!
-//! Every part looks at how far the run has come, so that a run that goes on passes over what is done. A checkpoint stands
-//! after each part; what is written before the next one is written again.
+//! Every part looks at how far the run has come, so that a run that goes on passes over what is done. A checkpoint
+//! stands after each part; what is written before the next one is written again.
 
 use std::error::Error as _;
 use std::path::PathBuf;
@@ -47,8 +47,8 @@ pub enum Ending {
 }
 
 impl Destination {
-    /// What a command line asks for: the directory `out` or, without one, a subdirectory of `runs`; `resume` goes on with
-    /// the run in `out`.
+    /// What a command line asks for: the directory `out` or, without one, a subdirectory of `runs`; `resume` goes on
+    /// with the run in `out`.
     #[must_use]
     pub fn of(out: Option<PathBuf>, resume: bool) -> Self {
         match out {
@@ -80,8 +80,8 @@ impl Destination {
 }
 
 /// Runs a configuration from nothing, or from where an earlier process left it, to a trained model on disk. After a
-/// `stop` is requested it ends with the step or the measurement that it is at. Either way it leaves a report, or says why
-/// it could not.
+/// `stop` is requested it ends with the step or the measurement that it is at. Either way it leaves a report, or says
+/// why it could not.
 ///
 /// # Errors
 /// When a file, the configuration, the model or a training step fails. After an error, too, the run can go on from its
@@ -149,8 +149,8 @@ fn run_to_ending(
     finish(state, start, &held_out, &mut run).map(|outcome| Ending::Complete(Box::new(outcome)))
 }
 
-/// Measures the policy that the run began with and the one after the supervised phase, and writes the latter; `None` when
-/// the run is to stop before both are done.
+/// Measures the policy that the run began with and the one after the supervised phase, and writes the latter; `None`
+/// when the run is to stop before both are done.
 fn measure_start(
     state: &mut State,
     held_out: &HeldOut,

@@ -134,8 +134,8 @@ fn graded<T: Task<Sample = Question, Prompt = VlmPrompt>>(
     Ok((trainer.rollout(task, &samples)?, samples))
 }
 
-/// Keeps the policy in the directory `best` if it is. A checkpoint of it comes first, so that a run goes on either before
-/// it was found, or with it at hand to write it again.
+/// Keeps the policy in the directory `best` if it is. A checkpoint of it comes first, so that a run goes on either
+/// before it was found, or with it at hand to write it again.
 fn save_best(position: &Position, policy: &VlmPolicy, run: &Run<'_>) -> Result<(), Error> {
     if position.best.is_some_and(|best| best.step == position.reinforcement.steps) {
         run.directory.save_model("best", policy)?;

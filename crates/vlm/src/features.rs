@@ -11,8 +11,8 @@ use crate::{Error, ProcessedImage, Prompt, QwenVl};
 /// Stands for the values of a vision tower that training leaves alone, mergers included.
 ///
 /// A model gets one when it is frozen, and all copies share it: those without autodiff, with adapters merged, on other
-/// threads. What one of them made of an image is then true for all of them, and for no other model. It cannot see values
-/// change under it: [`QwenVl::with_frozen`] says what that asks of its callers.
+/// threads. What one of them made of an image is then true for all of them, and for no other model. It cannot see
+/// values change under it: [`QwenVl::with_frozen`] says what that asks of its callers.
 #[derive(Debug, Clone)]
 pub(crate) struct FrozenVision(Arc<()>);
 
@@ -94,8 +94,8 @@ pub(crate) struct KeptFeatures {
 }
 
 impl KeptFeatures {
-    /// What `tower` makes of the images: `encode` runs if nobody has asked before, or only for another tower, or without
-    /// the attention. Threads that ask at the same time wait for the first.
+    /// What `tower` makes of the images: `encode` runs if nobody has asked before, or only for another tower, or
+    /// without the attention. Threads that ask at the same time wait for the first.
     fn of(&self, tower: &FrozenVision, attention: bool, encode: impl Fn() -> VisionFeatures) -> VisionFeatures {
         let of_tower = |known: &FrozenVision| Arc::ptr_eq(&known.0, &tower.0);
         let more = self.with_attention.get().is_some_and(|(known, _)| of_tower(known));

@@ -59,8 +59,8 @@ impl QwenVl {
 
     /// Like [`QwenVl::generate`], with what `probe` asks for of the passes that draw the completions.
     ///
-    /// The last token of a completion predicts nothing; those that have not run when all are drawn run once more, as far
-    /// as the queries of the last layer.
+    /// The last token of a completion predicts nothing; those that have not run when all are drawn run once more, as
+    /// far as the queries of the last layer.
     ///
     /// # Errors
     /// As there, and when the probe asks for something that is not there.
@@ -160,8 +160,8 @@ impl QwenVl {
         self.text().embed_tokens.forward(last).reshape([drawn.len() / completions, completions, 1, hidden_size])
     }
 
-    /// Runs the tokens that were drawn last, for `tap` alone: most completions ended before, so only the prompts of those
-    /// that did not.
+    /// Runs the tokens that were drawn last, for `tap` alone: most completions ended before, so only the prompts of
+    /// those that did not.
     fn run_last_tokens(
         &self,
         groups: &[Vec<Generated>],

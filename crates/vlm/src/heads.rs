@@ -10,8 +10,8 @@ use crate::lora::{last_name, layers};
 use crate::{Component, Error, QwenVl};
 
 impl QwenVl {
-    /// A copy in which the query heads of index `head` contribute nothing, in every decoder layer at once. It is off the
-    /// autodiff graph, with adapters merged, and shares all other weights.
+    /// A copy in which the query heads of index `head` contribute nothing, in every decoder layer at once. It is off
+    /// the autodiff graph, with adapters merged, and shares all other weights.
     ///
     /// What attention gives to the stream is linear in its heads, so their rows of the output projections become zero:
     /// the forward pass knows nothing of it.

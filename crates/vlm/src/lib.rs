@@ -1,4 +1,5 @@
-//! Qwen3-VL and Qwen2.5-VL on burn: from a model directory in Hugging Face layout to log-probabilities, gradients and completions.
+//! Qwen3-VL and Qwen2.5-VL on burn: from a model directory in Hugging Face layout to log-probabilities, gradients and
+//! completions.
 //!
 //! In reading order:
 //!

@@ -1,5 +1,6 @@
-//! What credit assignment reads of a forward pass: states of the last decoder layer, and how much attention visual tokens
-//! receive in the vision tower. All of it comes out of passes that happen anyway, and lies outside the autodiff graph.
+//! What credit assignment reads of a forward pass: states of the last decoder layer, and how much attention visual
+//! tokens receive in the vision tower. All of it comes out of passes that happen anyway, and lies outside the autodiff
+//! graph.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -7,8 +8,8 @@ use crate::Error;
 use crate::processor::Prompt;
 use crate::text::{Heads, KeyValue, Projected, PromptStates};
 
-/// What [`QwenVl::score`](crate::QwenVl::score) and [`QwenVl::generate_probed`](crate::QwenVl::generate_probed) hand out
-/// beside their result.
+/// What [`QwenVl::score`](crate::QwenVl::score) and [`QwenVl::generate_probed`](crate::QwenVl::generate_probed) hand
+/// out beside their result.
 #[derive(Debug, Clone, Default)]
 pub struct Probe {
     /// States of the last decoder layer.
@@ -61,10 +62,11 @@ pub struct Probed {
 /// States of completion tokens and keys of visual tokens in the last decoder layer.
 #[derive(Debug, Clone)]
 pub struct LastAttention {
-    /// `[completions, heads, tokens, head_dim]`, completions of all prompts one after another, right-padded: each token's
-    /// state at its own position.
+    /// `[completions, heads, tokens, head_dim]`, completions of all prompts one after another, right-padded: each
+    /// token's state at its own position.
     pub response: Tensor<4>,
-    /// For every prompt `[key heads, visual tokens, head_dim]`; without a choice, visual tokens in the order of the prompt.
+    /// For every prompt `[key heads, visual tokens, head_dim]`; without a choice, visual tokens in the order of the
+    /// prompt.
     pub visual_keys: Vec<Tensor<3>>,
     /// For every head of `response` the key head that it attends to.
     pub key_heads: Vec<usize>,

@@ -115,8 +115,8 @@ impl TextModel {
 
     /// Runs prompts.
     ///
-    /// `embeddings` is `[prompts, tokens, hidden_size]`, right-padded to the longest of `lengths`; `positions` are given
-    /// row by row for the padded rows; `deepstack[i]` is added after layer `i`.
+    /// `embeddings` is `[prompts, tokens, hidden_size]`, right-padded to the longest of `lengths`; `positions` are
+    /// given row by row for the padded rows; `deepstack[i]` is added after layer `i`.
     pub(crate) fn prompt(
         &self,
         embeddings: Tensor<3>,

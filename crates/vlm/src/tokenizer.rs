@@ -53,8 +53,9 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|error| problem(&self.path, &*error))
     }
 
-    /// What each token adds to the text: joined, the pieces are what [`decode`](Self::decode) makes of `ids`. A character
-    /// that is split over tokens belongs to the one that completes it, an incomplete one at the end to the last token.
+    /// What each token adds to the text: joined, the pieces are what [`decode`](Self::decode) makes of `ids`. A
+    /// character that is split over tokens belongs to the one that completes it, an incomplete one at the end to the
+    /// last token.
     ///
     /// # Errors
     /// As for [`Self::decode`].

@@ -484,8 +484,8 @@ impl VisionBlock {
 }
 
 impl VisionAttention {
-    /// Attention within each of the groups that `spans` cuts the patches into. `received` gets the share of attention of
-    /// every patch, `[images, patches]`, a mean over heads and queries; that makes sense for one group only.
+    /// Attention within each of the groups that `spans` cuts the patches into. `received` gets the share of attention
+    /// of every patch, `[images, patches]`, a mean over heads and queries; that makes sense for one group only.
     fn forward(
         &self,
         x: Tensor<3>,

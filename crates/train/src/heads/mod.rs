@@ -41,16 +41,16 @@ pub enum HeadSearch {
 }
 
 /// Masks all query heads of one index after the other and measures the share of right greedy answers to the held-out
-/// questions, always the same ones: `evaluation.examples` of `data.pictures`, answered by the model in `config.model`. A
-/// head is critical if the share falls by more than `threshold` times that of the whole model; see
+/// questions, always the same ones: `evaluation.examples` of `data.pictures`, answered by the model in `config.model`.
+/// A head is critical if the share falls by more than `threshold` times that of the whole model; see
 /// [`VisionCriticalHeads`].
 ///
-/// What is measured is written at once. A search that goes on measures what is left; a complete one is only judged again,
-/// by the threshold that is given now.
+/// What is measured is written at once. A search that goes on measures what is left; a complete one is only judged
+/// again, by the threshold that is given now.
 ///
 /// # Errors
-/// When a setting is out of range, the model has no weights, or answering or writing fails. After an error, too, the search
-/// can go on.
+/// When a setting is out of range, the model has no weights, or answering or writing fails. After an error, too, the
+/// search can go on.
 pub fn vision_critical_heads(
     config: &RunConfig,
     threshold: f64,

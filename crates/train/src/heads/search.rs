@@ -101,7 +101,8 @@ impl Search {
         self.measured() >= self.measurements()
     }
 
-    /// Adds a measurement, which is on the disk when this returns: of every question 1 if it was answered right, else 0.
+    /// Adds a measurement, which is on the disk when this returns: of every question 1 if it was answered right, else
+    /// 0.
     pub(super) fn push(&mut self, correct: &[f64]) -> Result<(), Error> {
         self.record.right.push(correct.iter().map(|&correct| if correct > 0.5 { '1' } else { '0' }).collect());
         self.save()

@@ -7,8 +7,8 @@ use firesight_kawhi::VisionCriticalHeads;
 /// Fewer cells show nothing, more are only wide.
 const BAR: std::ops::RangeInclusive<usize> = 10..=60;
 
-/// The share of right answers without each head as a table that is `width` characters wide if its bars can make it so, with
-/// the fall from the whole model and the standard error of that, paired over the questions.
+/// The share of right answers without each head as a table that is `width` characters wide if its bars can make it so,
+/// with the fall from the whole model and the standard error of that, paired over the questions.
 #[must_use]
 pub fn heads_table(found: &VisionCriticalHeads, width: usize) -> String {
     let around = rendered(found, 1).lines().next().unwrap_or_default().chars().count();

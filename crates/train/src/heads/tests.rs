@@ -66,7 +66,8 @@ fn a_search_that_goes_on_is_the_one_that_never_stopped() {
         assert!(table.lines().take(9).all(|line| line.chars().count() == 90), "{table}");
         let ends = table.lines().filter(|line| line.contains("critical")).count();
         assert_eq!(ends, critical.len() + 1, "{table}");
-        // Without head 0 one question of three is lost, as likely by chance; its fall is as large as its standard error.
+        // Without head 0 one question of three is lost, as likely by chance; its fall is as large as its standard
+        // error.
         assert_eq!(table.contains("critical, or chance"), critical.contains(&0), "{table}");
     }
     fs::write(&record, invented.replace("110", "11")).unwrap();

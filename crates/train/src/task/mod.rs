@@ -1,8 +1,8 @@
 //! The default job: a small chart of real numbers, a question about it, an answer that can be checked.
 //!
-//! A picture has four items, labelled A to D from left to right: the bars of a bar chart, the markers of a line chart, or
-//! four real handwritten digits. The worked answer has three paragraphs: every item read off, one line of reasoning, and
-//! the boxed result, as in
+//! A picture has four items, labelled A to D from left to right: the bars of a bar chart, the markers of a line chart,
+//! or four real handwritten digits. The worked answer has three paragraphs: every item read off, one line of reasoning,
+//! and the boxed result, as in
 //!
 //! ```text
 //! Read A3 B1 C5 D2
@@ -103,7 +103,8 @@ pub struct Example {
     pub kind: Question,
     /// Where the numbers come from; also written above the picture.
     pub title: String,
-    /// What A to D stand for: countries, sectors, days, years, or positions in the digit collection. Not in the picture.
+    /// What A to D stand for: countries, sectors, days, years, or positions in the digit collection. Not in the
+    /// picture.
     pub items: [String; ITEMS],
     /// The values of A to D, each at most [`HIGHEST_LEVEL`].
     pub values: [u8; ITEMS],
@@ -224,7 +225,8 @@ impl Charts {
     }
 }
 
-/// A generator of its own for every example: the key of the cipher holds the split, the seed and the index side by side.
+/// A generator of its own for every example: the key of the cipher holds the split, the seed and the index side by
+/// side.
 fn random(split: Split, seed: u64, index: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
