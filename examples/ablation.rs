@@ -136,8 +136,8 @@ fn main() -> anyhow::Result<()> {
         if chosen.iter().any(|name| !results.contains_key(&(seed, (*name).to_owned()))) {
             train(&RunConfig { seed, ..base.clone() }, &options, &chosen, &file, &mut results)?;
         }
-        println!("\n{}", table(&chosen, &results));
     }
+    println!("\n{}", table(&chosen, &results));
     Ok(())
 }
 
