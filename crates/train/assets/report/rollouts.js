@@ -272,7 +272,7 @@ function rollouts() {
     element(
       "form",
       { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() },
-      ...[step, kind, answers, lowest, highest, place, words].map(({ field }) => field),
+      ...[step, kind, answers, place, lowest, highest, words].map(({ field }) => field),
     ),
     ...paint(section).filter((part) => part !== null),
   );
