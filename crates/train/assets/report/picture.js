@@ -27,7 +27,8 @@ function outline({ rows, columns, component, structured }) {
 
 /** Marks of the selected cells. */
 function marks({ columns }, cells) {
-  const size = 0.24;
+  // Of a side of a cell; less where cells are so large that a mark would hide what is in them.
+  const size = Math.min(0.24, 0.025 * columns);
   const start = (1 - size) / 2;
   return cells
     .map((token) => `M${(token % columns) + start} ${Math.floor(token / columns) + start}h${size}v${size}h-${size}z`)
