@@ -14,11 +14,16 @@ pub(crate) const PARTIAL: &str = ".partial";
 /// The end of names of directories that are being replaced.
 const OLD: &str = ".old";
 
-/// Writes a file under another name and renames it.
+/// Writes a file under another name, which no other process gives it, and renames it.
 pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> Result<(), Error> {
-    let temporary = with_ending(path, PARTIAL);
-    write_synced(&temporary, contents)?;
-    fs::rename(&temporary, path).map_err(|source| io(path, source))
+    let temporary = with_ending(path, &format!(".{}{PARTIAL}", std::process::id()));
+    let written = write_synced(&temporary, contents)
+        .and_then(|()| fs::rename(&temporary, path).map_err(|source| io(path, source)));
+    if written.is_err() {
+        // Whether or not it goes away, the first error is the one to tell.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
 }
 
 /// Writes a file that is on the disk when this returns.

@@ -92,28 +92,6 @@ pub fn run(
     stop: &Stop,
     progress: &mut Progress,
 ) -> Result<Ending, Error> {
-    let ending = run_to_ending(config, destination, stop, progress)?;
-    let directory = match &ending {
-        Ending::Complete(outcome) => &outcome.directory,
-        Ending::Stopped { directory } => directory,
-    };
-    // Also of a run that was complete before: it may have ended before its report was written.
-    match write_report(directory) {
-        Ok(report) => progress.note(&format!("report {}", report.display())),
-        Err(error) => {
-            let reason = error.source().map_or_else(String::new, |source| format!(": {source}"));
-            progress.note(&format!("no report: {error}{reason}"));
-        }
-    }
-    Ok(ending)
-}
-
-fn run_to_ending(
-    config: &RunConfig,
-    destination: &Destination,
-    stop: &Stop,
-    progress: &mut Progress,
-) -> Result<Ending, Error> {
     let config = &config.clone().resolved()?;
     config.check()?;
     let begun = destination.resume(config)?;
@@ -121,6 +99,8 @@ fn run_to_ending(
         && let Some(outcome) = directory.outcome()?
     {
         progress.note(&format!("the run in {} is complete", directory.path().display()));
+        // It may have ended before its report was written.
+        report(directory, progress);
         return Ok(Ending::Complete(Box::new(outcome)));
     }
     let job = Job::new(config)?;
@@ -132,21 +112,40 @@ fn run_to_ending(
 
     let mut run = Run::new(config, &job, directory, stop, progress);
     let state = run.restore(policy)?;
+    let ending = phases(state, &mut run)?;
+    report(&run.directory, run.progress);
+    Ok(ending)
+}
+
+/// Makes the report of a run that this process still has to itself.
+fn report(directory: &RunDirectory, progress: &Progress) {
+    match write_report(directory.path()) {
+        Ok(report) => progress.note(&format!("report {}", report.display())),
+        Err(error) => {
+            let reason = error.source().map_or_else(String::new, |source| format!(": {source}"));
+            progress.note(&format!("no report: {error}{reason}"));
+        }
+    }
+}
+
+/// What is left of the run after `state`.
+fn phases(state: State, run: &mut Run<'_>) -> Result<Ending, Error> {
+    let config = run.config;
     let stopped = |run: &Run<'_>| Ok(Ending::Stopped { directory: run.directory().into() });
 
-    let mut state = supervised(state, &mut run)?;
+    let mut state = supervised(state, run)?;
     if !state.position.supervised.finished(&config.supervised) || run.ends_with(&state)? {
-        return stopped(&run);
+        return stopped(run);
     }
     // Only now, so that training starts at once.
-    let held_out = job.held_out(config)?;
-    let start = measure_start(&mut state, &held_out, &mut run)?;
-    let (false, Some(start)) = (run.ends_with(&state)?, start) else { return stopped(&run) };
-    let state = reinforcement(state, &held_out, &mut run)?;
+    let held_out = run.job.held_out(config)?;
+    let start = measure_start(&mut state, &held_out, run)?;
+    let (false, Some(start)) = (run.ends_with(&state)?, start) else { return stopped(run) };
+    let state = reinforcement(state, &held_out, run)?;
     if !state.position.reinforcement.finished(&config.reinforcement) || run.ends_with(&state)? {
-        return stopped(&run);
+        return stopped(run);
     }
-    finish(state, start, &held_out, &mut run).map(|outcome| Ending::Complete(Box::new(outcome)))
+    finish(state, start, &held_out, run).map(|outcome| Ending::Complete(Box::new(outcome)))
 }
 
 /// Measures the policy that the run began with and the one after the supervised phase, and writes the latter; `None`

@@ -64,6 +64,10 @@ const CHARTS = {
 /** Weight of the newest value in a smoothed curve: it looks back over about ten steps. */
 const NEWEST = 0.2;
 const HEIGHT = 170;
+/** Between ticks of steps, of which there are no parts. */
+const WHOLE = [1, 10, 100, 1e3, 1e4, 1e5].flatMap((power) => [power, 2 * power, 5 * power]);
+/** Nothing but zeros would get a scale up to 100. */
+const heights = (_, low, high) => (low === 0 && high === 0 ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true));
 
 /** The steps and columns of a phase; the evaluations around reinforcement learning are its ends. */
 function series(name) {
@@ -146,9 +150,9 @@ function draw(place, { found, steps, columns, smooth }) {
       padding: [8, 8, 0, 0],
       cursor: { y: false, drag: { x: false, y: false } },
       legend: { markers: { width: 0, fill: (made, row) => made.series[row].stroke(made, row) } },
-      scales: { x: { time: false } },
+      scales: { x: { time: false }, y: { range: heights } },
       axes: [
-        { ...axis, size: 26, grid: { show: false }, space: 60 },
+        { ...axis, size: 26, grid: { show: false }, space: 60, incrs: WHOLE },
         { ...axis, size: 48, grid, space: 34, values: (_, ticks) => ticks.map(shown) },
       ],
       series: [

@@ -45,7 +45,7 @@ function overview() {
     ["Model", run.model.split("/").at(-1), run.model],
     ["Algorithm", run.preset?.replaceAll("_", " ") ?? composition(run.algorithm)],
     ["Credit", run.credit],
-    ["Seed", String(run.seed)],
+    ["Seed", run.seed],
     ["Warm-up steps", steps("supervised", run.supervised_steps)],
     ["Reinforcement steps", steps("reinforcement", run.reinforcement_steps)],
     ["Wall time", run.outcome === null ? null : duration(run.outcome.seconds)],

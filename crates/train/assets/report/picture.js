@@ -25,12 +25,12 @@ function outline({ rows, columns, component, structured }) {
   return path;
 }
 
-/** Marks of the selected cells. Visual tokens are counted through all images of a prompt; this is the first of them. */
-function marks({ rows, columns }, visualTokens) {
-  const size = 0.24;
+/** Marks of the selected cells. */
+function marks({ columns }, cells) {
+  // Of a side of a cell; less where cells are so large that a mark would hide what is in them.
+  const size = Math.min(0.24, 0.025 * columns);
   const start = (1 - size) / 2;
-  return visualTokens
-    .filter((token) => token < rows * columns)
+  return cells
     .map((token) => `M${(token % columns) + start} ${Math.floor(token / columns) + start}h${size}v${size}h-${size}z`)
     .join("");
 }
@@ -68,10 +68,12 @@ function picture(group) {
   frame.append(overlay);
   const count = new Set(component.filter((_, cell) => structured[cell])).size;
   const mark = (evidence) => {
-    const selected = evidence?.visual_tokens ?? [];
+    // Visual tokens are counted through all images of a prompt; this is the first of them.
+    const selected = (evidence?.visual_tokens ?? []).filter((token) => token < rows * columns);
     cells.setAttribute("d", marks(regions, selected));
     const compared = evidence ? `, ${selected.length} of ${rows * columns} cells compared` : "";
-    caption.textContent = `${count} ${count === 1 ? "region" : "regions"} with structure${compared}`;
+    const first = group.regions.length > 1 ? `first of ${group.regions.length} images: ` : "";
+    caption.textContent = `${first}${count} ${count === 1 ? "region" : "regions"} with structure${compared}`;
   };
   return { figure, mark };
 }

@@ -21,6 +21,15 @@ const GROUPS = {
   mixed: (group) => group.completions.some(isRight) && group.completions.some(isWrong),
 };
 
+/** Completions with a reward in these bounds, of which NaN is none. One that abstains has no reward. */
+function between(low, high) {
+  if (Number.isNaN(low) && Number.isNaN(high)) return () => true;
+  return ({ reward }) => {
+    const value = { inf: Infinity, "-inf": -Infinity }[reward] ?? reward;
+    return typeof value === "number" && !(value < low) && !(value > high);
+  };
+}
+
 function select(label, choices, changed) {
   const options = choices.map(([value, text]) => element("option", { value }, text));
   const made = element("select", { onchange: changed }, ...options);
@@ -187,6 +196,8 @@ function rollouts() {
   const count = element("p", { class: "count", role: "status" });
   const more = element("button", { type: "button", class: "more", onclick: () => grow() });
   let found = [];
+  /** Whether a completion is one to show. */
+  let wanted = () => true;
   const numbersOfSteps = [...new Set(run.groups.map((group) => group.step))];
   const changed = () => filter();
   const step = select(
@@ -213,6 +224,8 @@ function rollouts() {
     ],
     changed,
   );
+  const bound = { type: "number", step: "any", placeholder: "any" };
+  const [lowest, highest] = [input("Reward from", bound, changed), input("Reward to", bound, changed)];
   const place = input("Prompt no.", { type: "number", min: "0", inputmode: "numeric", placeholder: "any" }, changed);
   const words = input("Text", { type: "search", placeholder: "question or answer", class: "words" }, changed);
 
@@ -223,12 +236,15 @@ function rollouts() {
 
   function filter() {
     const text = words.made.value.trim().toLowerCase();
+    const rewarded = between(lowest.made.valueAsNumber, highest.made.valueAsNumber);
+    const answered = ANSWERS[answers.made.value];
+    wanted = (completion) => answered(completion) && rewarded(completion);
     found = run.groups.filter(
       (group) =>
         (step.made.value === "" || group.step === Number(step.made.value)) &&
         (place.made.value === "" || group.index === Number(place.made.value)) &&
         GROUPS[kind.made.value](group) &&
-        group.completions.some(ANSWERS[answers.made.value]) &&
+        group.completions.some(wanted) &&
         (text === "" || holds(group, text)),
     );
     list.replaceChildren();
@@ -237,7 +253,7 @@ function rollouts() {
 
   function grow() {
     const from = list.childElementCount;
-    list.append(...found.slice(from, from + PAGE).map((group) => card(group, ANSWERS[answers.made.value])));
+    list.append(...found.slice(from, from + PAGE).map((group) => card(group, wanted)));
     const left = found.length - list.childElementCount;
     const prompts = `${found.length} ${found.length === 1 ? "prompt" : "prompts"}`;
     const below = left > 0 ? `, ${list.childElementCount} of them below` : "";
@@ -256,7 +272,7 @@ function rollouts() {
     element(
       "form",
       { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() },
-      ...[step, kind, answers, place, words].map(({ field }) => field),
+      ...[step, kind, answers, place, lowest, highest, words].map(({ field }) => field),
     ),
     ...paint(section).filter((part) => part !== null),
   );

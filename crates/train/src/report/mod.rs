@@ -45,7 +45,8 @@ pub fn write_report(run: &Path) -> Result<PathBuf, Error> {
 struct Content {
     name: String,
     model: String,
-    seed: u64,
+    /// As text: a script would round a large number.
+    seed: String,
     /// Of firesight, when the run began.
     version: Option<String>,
     /// If the algorithm is a published one.
@@ -91,7 +92,7 @@ impl Content {
         Ok(Self {
             name: config.name,
             model: config.model.display().to_string(),
-            seed: config.seed,
+            seed: config.seed.to_string(),
             version: version(&text).map(Into::into),
             preset: presets.find(|(_, preset)| *preset == reinforcement.algorithm).map(|(name, _)| name),
             algorithm: reinforcement.algorithm,

@@ -3,6 +3,8 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use sha2::{Digest as _, Sha256};
 
+use serde::Serialize;
+
 use super::Content;
 
 const STYLE: &str = concat!(
@@ -26,16 +28,19 @@ const SCRIPT: &str = concat!(
 
 /// The whole file.
 pub(super) fn page(content: &Content) -> String {
-    // Nothing that a model writes can end the element that the data stand in, which takes a <.
-    let data = serde_json::to_string(content).expect("keys are texts").replace('<', "\\u003c");
     format!(
         include_str!("../../assets/report/page.html"),
         style_hash = hash(STYLE),
         script_hash = hash(SCRIPT),
         style = STYLE,
         script = SCRIPT,
-        data = data,
+        data = json(content),
     )
+}
+
+/// Data as they stand in the page. Nothing that a model writes can end the element around them, which takes a <.
+pub(super) fn json(data: &impl Serialize) -> String {
+    serde_json::to_string(data).expect("keys are texts").replace('<', "\\u003c")
 }
 
 /// How a policy of content security names the one text that it allows.

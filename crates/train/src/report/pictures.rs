@@ -14,6 +14,8 @@ use crate::rollouts::png;
 
 /// Larger pictures are scaled down to this many pixels: more than a page has room for.
 const PIXELS: f64 = 1e6;
+/// Bytes of so many pixels, should nothing about them be compressible.
+const MOST: u64 = 3 * PIXELS as u64;
 
 /// A picture as the page has it.
 #[derive(Serialize)]
@@ -27,6 +29,13 @@ pub(super) struct Picture {
 }
 
 impl Picture {
+    /// Bytes that [`Self::read`] makes of a file, or a little more; none of one that is missing.
+    pub(super) fn bytes(path: &Path) -> u64 {
+        let file = path.metadata().map_or(0, |file| file.len());
+        // Base64 has four characters for three bytes.
+        4 * file.min(MOST).div_ceil(3)
+    }
+
     /// Reads a PNG file.
     pub(super) fn read(path: &Path) -> Result<Self, Error> {
         let file = std::fs::read(path).map_err(|source| io(path, source))?;
@@ -84,8 +93,14 @@ mod tests {
             assert!(found.source.starts_with(&format!("data:image/{kind};base64,")));
             assert_eq!((found.width, found.height), (width, height));
             assert_eq!(decoded(&found).dimensions(), (width, height));
-            assert!((width, height) != picture.dimensions() || decoded(&found) == picture);
+            let (_, data) = found.source.split_once("base64,").unwrap();
+            assert!((data.len() as u64..=4 * PIXELS as u64 + 4).contains(&Picture::bytes(&path)));
+            if (width, height) == picture.dimensions() {
+                assert!(decoded(&found) == picture);
+                assert_eq!(Picture::bytes(&path), data.len() as u64);
+            }
         }
+        assert_eq!(Picture::bytes(&scratch.path().join("missing.png")), 0);
         std::fs::write(&path, "no picture").unwrap();
         let error = Picture::read(&path).err().unwrap();
         assert!(error.to_string().contains("a.png"), "{error}");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -33,9 +33,10 @@ pub(super) fn read_metrics(path: &Path) -> Result<Vec<Phase>, Error> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let text = read_all(File::open(path).map_err(|source| io(path, source))?, path)?;
+    let file = File::open(path).map_err(|source| io(path, source))?;
     let mut phases: Vec<Phase> = Vec::new();
-    for line in records::<Line>(&text, path)? {
+    for (place, line) in lines(file, path).enumerate() {
+        let line: Line = record(&line?, path, place)?;
         let place = phases.iter().position(|phase| phase.name == line.phase).unwrap_or(phases.len());
         if place == phases.len() {
             phases.push(Phase { name: line.phase, steps: Vec::new(), columns: BTreeMap::new() });
@@ -56,21 +57,24 @@ pub(super) fn read_metrics(path: &Path) -> Result<Vec<Phase>, Error> {
     Ok(phases)
 }
 
-pub(super) fn read_all(mut source: impl Read, path: &Path) -> Result<String, Error> {
-    let mut text = String::new();
-    source.read_to_string(&mut text).map_err(|source| io(path, source))?;
-    Ok(text)
+/// The lines of `source`, which is the file `path`; one of them at a time is in memory. What follows the last line break
+/// is not yet a line.
+pub(super) fn lines(source: impl Read, path: &Path) -> impl Iterator<Item = Result<String, Error>> {
+    let mut source = BufReader::new(source);
+    std::iter::from_fn(move || {
+        let mut line = String::new();
+        match source.read_line(&mut line) {
+            Ok(_) => line.ends_with('\n').then_some(Ok(line)),
+            Err(source) => Some(Err(io(path, source))),
+        }
+    })
 }
 
-/// The values of the lines of `path`. What follows the last line break is not yet a line.
-pub(super) fn records<T: DeserializeOwned>(text: &str, path: &Path) -> Result<Vec<T>, Error> {
-    let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-    let record = |(place, line)| {
-        serde_json::from_str(line).map_err(|error| Error::Line {
-            path: path.into(),
-            line: place + 1,
-            problem: error.to_string(),
-        })
-    };
-    lines.enumerate().map(record).collect()
+/// The value of a line of `path`, whose place is counted from 0.
+pub(super) fn record<T: DeserializeOwned>(line: &str, path: &Path, place: usize) -> Result<T, Error> {
+    serde_json::from_str(line).map_err(|error| Error::Line {
+        path: path.into(),
+        line: place + 1,
+        problem: error.to_string(),
+    })
 }

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::*;
+use crate::files::entries;
 use crate::rollouts::png;
 use crate::run_directory::RunDirectory;
 
@@ -35,6 +36,18 @@ fn group(step: usize, index: usize) -> Value {
             "parts": { "accuracy": 1.0, "format": null }, "advantage": null, "credit_weights": [0.25, 1.0],
         }],
     })
+}
+
+/// The same line in the page: without token ids, and with null for keys that it does not have.
+fn shown(mut line: Value) -> Value {
+    let completion = &mut line["completions"][0];
+    completion.as_object_mut().unwrap().remove("tokens");
+    for key in ["pieces", "evidence"] {
+        completion[key] = completion.get(key).cloned().unwrap_or_default();
+    }
+    line.as_object_mut().unwrap().remove("prompt_tokens");
+    line["regions"] = line.get("regions").cloned().unwrap_or_default();
+    line
 }
 
 fn write_lines(run: &RunDirectory, name: &str, lines: &[Value]) {
@@ -61,7 +74,10 @@ fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
 
 #[test]
 fn a_report_holds_all_that_a_run_wrote() {
-    let (scratch, mut run) = begun();
+    let mut config = RunConfig::example("models/qwen-small");
+    config.seed = (1 << 53) + 1;
+    let scratch = tempfile::tempdir().unwrap();
+    let mut run = RunDirectory::create(scratch.path(), &config).unwrap();
     let (first, second) = (RgbImage::from_pixel(3, 2, image::Rgb([1, 2, 3])), RgbImage::new(5, 5));
     run.write("images/0.png", &png(&first)).unwrap();
     run.write("images/1.png", &png(&second)).unwrap();
@@ -85,17 +101,6 @@ fn a_report_holds_all_that_a_run_wrote() {
     assert_eq!(names, ["supervised", "after_supervised", "reinforcement"]);
     assert_eq!(data["metrics"][2]["columns"]["reward/mean"], json!([0.25]));
 
-    // Keys that a line does not have are null.
-    let shown = |mut line: Value| {
-        let completion = &mut line["completions"][0];
-        completion.as_object_mut().unwrap().remove("tokens");
-        for key in ["pieces", "evidence"] {
-            completion[key] = completion.get(key).cloned().unwrap_or_default();
-        }
-        line.as_object_mut().unwrap().remove("prompt_tokens");
-        line["regions"] = line.get("regions").cloned().unwrap_or_default();
-        line
-    };
     assert_eq!(data["groups"], json!([shown(new), shown(group(9999, 1)), shown(group(10000, 0))]));
     assert_eq!(data["groups_written"], 3);
     for (name, picture) in [("images/0.png", first), ("images/1.png", second)] {
@@ -105,6 +110,7 @@ fn a_report_holds_all_that_a_run_wrote() {
     }
     assert_eq!(data["config"], fs::read_to_string(scratch.path().join("config.toml")).unwrap());
     assert_eq!(data["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(data["seed"], "9007199254740993");
     assert_eq!((&data["outcome"], &data["preset"]), (&Value::Null, &Value::Null));
 
     // Again, over the one that is there: the same.
@@ -116,9 +122,10 @@ fn nothing_that_a_model_writes_leaves_its_place() {
     let (_scratch, run) = begun();
     let harmless = written(&run).0;
     let mut line = group(1, 0);
-    for key in ["question", "answer", "image"] {
+    for key in ["question", "answer"] {
         line[key] = HOSTILE.into();
     }
+    line["image"] = format!("images/{}", HOSTILE.replace('/', "")).into();
     line["completions"][0]["text"] = HOSTILE.into();
     line["completions"][0]["pieces"] = json!([HOSTILE, HOSTILE]);
     line["completions"][0]["parts"] = json!({ HOSTILE: 1.0 });
@@ -127,7 +134,7 @@ fn nothing_that_a_model_writes_leaves_its_place() {
     let (page, data) = written(&run);
     let found = &data["groups"][0];
     for key in ["question", "answer", "image"] {
-        assert_eq!(found[key], HOSTILE);
+        assert_eq!(found[key], line[key]);
     }
     for key in ["text", "pieces", "parts"] {
         assert_eq!(found["completions"][0][key], line["completions"][0][key]);
@@ -149,7 +156,8 @@ fn a_page_runs_its_own_script_and_loads_nothing() {
     let hash = |text: &str| format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(text)));
     let style = hash(between(&page, "<style>", "</style>"));
     let script = hash(between(&page, "\n<script>", "</script>"));
-    assert_eq!(policy, format!("default-src 'none'; img-src data:; style-src {style}; script-src {script}"));
+    let sources = format!("default-src 'none'; img-src data:; style-src {style}; script-src {script}");
+    assert_eq!(policy, format!("{sources}; base-uri 'none'; form-action 'none'"));
 }
 
 #[test]
@@ -190,30 +198,105 @@ fn what_is_missing_is_no_error_and_what_is_broken_is_named() {
 }
 
 #[test]
+fn a_picture_is_taken_from_its_directory_alone() {
+    let (scratch, run) = begun();
+    let picture = png(&RgbImage::new(1, 1));
+    for name in ["outside.png", "images/0.png", "images/below/0.png"] {
+        run.write(name, &picture).unwrap();
+    }
+    let absolute = scratch.path().join("outside.png");
+    for name in [
+        absolute.to_str().unwrap(),
+        "outside.png",
+        "../outside.png",
+        "images",
+        "images/",
+        "images/.",
+        "images/..",
+        "images/../outside.png",
+        "images//outside.png",
+        "images/0.png/",
+        "images/0.png/../../outside.png",
+        "images/below/0.png",
+        &format!("images/{}", absolute.display()),
+    ] {
+        let mut line = group(1, 1);
+        line["image"] = name.into();
+        write_lines(&run, "rollouts/step0001.jsonl.gz", &[group(1, 0), line]);
+        let error = write_report(scratch.path()).unwrap_err().to_string();
+        assert!(error.contains("step0001.jsonl.gz, line 2: ") && error.contains(&format!("{name:?}")), "{error}");
+    }
+    assert!(!scratch.path().join(REPORT).exists());
+    write_lines(&run, "rollouts/step0001.jsonl.gz", &[group(1, 0)]);
+    let images = written(&run).1["images"].clone();
+    assert_eq!(images.as_object().unwrap().keys().collect::<Vec<_>>(), ["images/0.png"]);
+}
+
+#[test]
+fn a_report_has_a_temporary_name_of_its_own_and_leaves_none() {
+    let (scratch, run) = begun();
+    // Another writer is at work on a report of the same run.
+    let other = scratch.path().join("report.html.partial");
+    fs::create_dir(&other).unwrap();
+    written(&run);
+    fs::remove_dir(other).unwrap();
+
+    let names = || {
+        let mut names = entries(scratch.path()).unwrap();
+        names.sort();
+        names
+    };
+    let complete = names();
+    let report = scratch.path().join(REPORT);
+    fs::remove_file(&report).unwrap();
+    fs::create_dir(&report).unwrap();
+    let error = write_report(scratch.path()).unwrap_err();
+    assert!(matches!(&error, Error::Io { path, .. } if *path == report), "{error}");
+    assert_eq!(names(), complete);
+}
+
+#[test]
 fn a_page_of_a_large_run_shows_some_prompts_of_every_step() {
     let (scratch, run) = begun();
-    let mut bytes = 0;
+    // Ids of tokens are not shown and take no room; a < takes that of six characters.
+    let line = |step, index| {
+        let mut line = group(step, index);
+        line["answer"] = "<".repeat(index).into();
+        line["prompt_tokens"] = json!(vec![1; 1000 * (1 + index % 3)]);
+        line["completions"][0]["tokens"] = json!(vec![1; 1000]);
+        line
+    };
     for step in [1, 50, 100] {
-        let groups: Vec<Value> = (0..32).map(|index| group(step, index)).collect();
-        bytes += groups.iter().map(|group| group.to_string().len() as u64 + 1).sum::<u64>();
-        write_lines(&run, &format!("rollouts/step{step:04}.jsonl.gz"), &groups);
+        let lines: Vec<Value> = (0..32).map(|index| line(step, index)).collect();
+        write_lines(&run, &format!("rollouts/step{step:04}.jsonl.gz"), &lines);
     }
     let picture = png(&RgbImage::new(100, 100));
     for name in ["images/0.png", "images/1.png"] {
         run.write(name, &picture).unwrap();
-        bytes += picture.len() as u64;
     }
-    let shown = |limit: u64| {
-        let content = Content::read(scratch.path(), limit).unwrap();
+    let source = BASE64_STANDARD.encode(picture).len();
+    let places = |limit: usize| {
+        let content = Content::read(scratch.path(), limit as u64).unwrap();
         assert_eq!(content.groups_written, 96);
         let groups = serde_json::to_value(&content.groups).unwrap();
         let places = groups.as_array().unwrap().iter();
         places.map(|group| (group["step"].as_u64().unwrap(), group["index"].as_u64().unwrap())).collect::<Vec<_>>()
     };
-    assert_eq!(shown(bytes).len(), 96);
-    assert_eq!(shown(LIMIT).len(), 96);
-    let quarter: Vec<(u64, u64)> =
-        [1, 50, 100].into_iter().flat_map(|step| (0..8).map(move |place| (step, 4 * place))).collect();
-    assert_eq!(shown(bytes / 4), quarter);
-    assert_eq!(shown(0).len(), 0);
+    let every = |stride| -> Vec<(u64, u64)> {
+        let places = (0..32).step_by(stride);
+        [1, 50, 100].into_iter().flat_map(|step| places.clone().map(move |place| (step, place))).collect()
+    };
+    // With the comma behind each.
+    let bytes = |places: &[(u64, u64)]| -> usize {
+        let lines = places.iter().map(|(step, index)| shown(line(*step as usize, *index as usize)).to_string());
+        lines.map(|line| line.replace('<', "\\u003c").len() + 1).sum()
+    };
+    let all = bytes(&every(1)) + 2 * source;
+    assert_eq!(places(all), every(1));
+    assert!(places(all - 1).len() < 96);
+    // They share one picture.
+    let quarter = bytes(&every(4)) + source;
+    assert_eq!(places(quarter), every(4));
+    assert!(places(quarter - 1).len() < 24);
+    assert_eq!(places(0), []);
 }
