@@ -335,6 +335,9 @@ impl RunConfig {
         if let Some(lora) = &self.trainable.lora {
             lora.check().or_else(|(field, problem)| fail("trainable.lora", format!("{field} {problem}")))?;
         }
+        if i64::try_from(self.seed).is_err() {
+            return fail("seed", format!("is {}; TOML has no integers above {}", self.seed, i64::MAX));
+        }
         if self.data.pictures.is_empty() {
             return fail("data.pictures", "must name at least one kind of picture".into());
         }
@@ -465,6 +468,15 @@ mod tests {
         let error = with_heads(r#"{ critical = "nowhere.toml" }"#).unwrap_err().to_string();
         let expected = "reinforcement.credit.heads cannot be used: nowhere.toml: No such file";
         assert!(error.contains("qwen-small.toml: ") && error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn a_seed_that_no_file_can_hold_is_refused() {
+        let mut config = RunConfig::example("models/qwen-small");
+        config.seed = i64::MAX as u64;
+        config.check().unwrap();
+        config.seed += 1;
+        assert!(config.check().unwrap_err().to_string().starts_with("seed is 9223372036854775808"));
     }
 
     #[test]
