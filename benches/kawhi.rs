@@ -7,7 +7,9 @@
 //!
 //! A step with KAWHI and one without draw the same completions from the same policy, in turn, so that what they differ
 //! by is KAWHI and noise; the median of the ratios of neighbours is reported with its quartiles. The target is below
-//! one percent. `time/credit_s` leaves out what the passes that draw do more: taking states, and running last tokens.
+//! one percent, which clocks hardly resolve on a busy machine. Instructions can be counted: `--only with` and `--only
+//! without` run one step of every workload and end, so that two processes under `valgrind --tool=callgrind` differ by
+//! KAWHI alone. `time/credit_s` leaves out what the passes that draw do more: taking states, and running last tokens.
 #![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use anyhow::Context as _;
 use burn::module::Module as _;
 use burn::optim::AdamWConfig;
 use burn::tensor::Device;
+use clap::{Parser, ValueEnum};
 use cpu_time::ProcessTime;
 use firesight_kawhi::KawhiConfig;
 use firesight_rl::{
@@ -29,7 +32,27 @@ use firesight_vlm::{Message, ModelConfig, Part, Processor, QwenVl, has_weights, 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const ROUNDS: usize = 25;
+/// Measures KAWHI's share of a step.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Model directory of the main job's workload [default: fresh weights].
+    model: Option<PathBuf>,
+    /// Pairs of steps.
+    #[arg(long, default_value_t = 25)]
+    rounds: usize,
+    /// One step of every workload on one thread, to count its instructions.
+    #[arg(long)]
+    only: Option<Arm>,
+    /// As cargo says to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum Arm {
+    With,
+    Without,
+}
 
 /// Rewards that differ within every group, so that every group is trained on.
 struct Parity;
@@ -56,14 +79,17 @@ struct Workload {
 
 fn main() -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let model = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).map(PathBuf::from);
-    let mut workloads = vec![main_job(&model.unwrap_or_else(|| root.join("models/qwen-small")))?];
+    let arguments = Arguments::parse();
+    let mut workloads = vec![main_job(&arguments.model.unwrap_or_else(|| root.join("models/qwen-small")))?];
     if let Some(oracle) = std::env::var_os("FIRESIGHT_ORACLE").map(PathBuf::from) {
         workloads.push(peer_benchmark(&oracle.join("bench"))?);
     }
+    if let Some(arm) = arguments.only {
+        return workloads.iter().try_for_each(|workload| step(workload, 1, arm).map(|_| ()));
+    }
     for threads in [1, 2] {
         for workload in &workloads {
-            measure(workload, threads)?;
+            measure(workload, threads, arguments.rounds)?;
         }
     }
     Ok(())
@@ -110,32 +136,48 @@ fn policy(directory: &Path) -> anyhow::Result<VlmPolicy> {
     Ok(VlmPolicy::new(model, Arc::new(Processor::from_dir(directory)?))?)
 }
 
-fn measure(workload: &Workload, threads: usize) -> anyhow::Result<()> {
-    let Workload { name, policy, prompts, options } = workload;
-    let seconds = |credit: Box<dyn CreditAssigner<VlmPrompt> + Send>| {
-        let algorithm = Algorithm { kl: None, ..Algorithm::grpo() };
-        let options = Options { threads, ..options.clone() };
-        let mut trainer = Trainer::new(policy.clone(), AdamWConfig::new().init(), algorithm, credit, options)?;
-        let start = ProcessTime::now();
-        let report = trainer.step(&Parity, prompts, 1e-4)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let credit = report.metric("time/credit_s").unwrap_or(0.0) / report.metric("time/step_s").unwrap_or(1.0);
-        anyhow::Ok((seconds, credit, report.metric("completion/length_mean").unwrap_or(0.0)))
-    };
+/// What one step took.
+struct Taken {
+    cpu_s: f64,
+    /// Share of `time/credit_s`.
+    credit: f64,
+    tokens: f64,
+}
+
+fn step(workload: &Workload, threads: usize, arm: Arm) -> anyhow::Result<Taken> {
+    let Workload { policy, prompts, options, .. } = workload;
     // A new one every time: a run sees an image once.
-    let kawhi = || policy.kawhi(KawhiConfig::default());
-    seconds(Box::new(kawhi()?))?;
+    let credit: Box<dyn CreditAssigner<VlmPrompt> + Send> = match arm {
+        Arm::With => Box::new(policy.kawhi(KawhiConfig::default())?),
+        Arm::Without => Box::new(Uniform),
+    };
+    let algorithm = Algorithm { kl: None, ..Algorithm::grpo() };
+    let options = Options { threads, ..options.clone() };
+    let mut trainer = Trainer::new(policy.clone(), AdamWConfig::new().init(), algorithm, credit, options)?;
+    let start = ProcessTime::now();
+    let report = trainer.step(&Parity, prompts, 1e-4)?;
+    let cpu_s = start.elapsed().as_secs_f64();
+    let metric = |name| report.metric(name).context(name);
+    Ok(Taken {
+        cpu_s,
+        credit: metric("time/credit_s")? / metric("time/step_s")?,
+        tokens: metric("completion/length_mean")?,
+    })
+}
+
+fn measure(workload: &Workload, threads: usize, rounds: usize) -> anyhow::Result<()> {
+    step(workload, threads, Arm::With)?;
     let (mut ratios, mut shares, mut base) = (Vec::new(), Vec::new(), Vec::new());
     let mut length = 0.0;
-    for round in 0..ROUNDS {
+    for round in 0..rounds.max(1) {
         // By turns the first, so that a drift of the machine has no direction.
-        let before = if round % 2 == 0 { Some(seconds(Box::new(Uniform))?) } else { None };
-        let (with, share, tokens) = seconds(Box::new(kawhi()?))?;
-        let (without, ..) = before.map_or_else(|| seconds(Box::new(Uniform)), Ok)?;
-        ratios.push(100.0 * (with / without - 1.0));
-        shares.push(100.0 * share);
-        base.push(without);
-        length = tokens;
+        let before = if round % 2 == 0 { Some(step(workload, threads, Arm::Without)?) } else { None };
+        let with = step(workload, threads, Arm::With)?;
+        let without = before.map_or_else(|| step(workload, threads, Arm::Without), Ok)?;
+        ratios.push(100.0 * (with.cpu_s / without.cpu_s - 1.0));
+        shares.push(100.0 * with.credit);
+        base.push(without.cpu_s);
+        length = with.tokens;
     }
     let quartiles = |values: &mut Vec<f64>| {
         values.sort_by(f64::total_cmp);
@@ -144,8 +186,9 @@ fn measure(workload: &Workload, threads: usize) -> anyhow::Result<()> {
     let ([low, median, high], [_, share, _], [_, base, _]) =
         (quartiles(&mut ratios), quartiles(&mut shares), quartiles(&mut base));
     println!(
-        "{name}, {threads} threads: {base:.3} CPU s a step without KAWHI ({length:.1} tokens a completion); \
-         with it {median:+.2} % (quartiles {low:+.2} to {high:+.2}); time/credit_s is {share:.2} % of time/step_s"
+        "{}, {threads} threads: {base:.3} CPU s a step without KAWHI ({length:.1} tokens a completion); \
+         with it {median:+.2} % (quartiles {low:+.2} to {high:+.2}); time/credit_s is {share:.2} % of time/step_s",
+        workload.name
     );
     Ok(())
 }
