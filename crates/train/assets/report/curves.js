@@ -147,7 +147,7 @@ function draw(place, { found, steps, columns, smooth }) {
       width: place.clientWidth,
       height: HEIGHT,
       bands,
-      padding: [8, 8, 0, 0],
+      padding: [8, 16, 0, 0],
       cursor: { y: false, drag: { x: false, y: false } },
       legend: { markers: { width: 0, fill: (made, row) => made.series[row].stroke(made, row) } },
       scales: { x: { time: false }, y: { range: heights } },
