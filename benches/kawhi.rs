@@ -1,14 +1,13 @@
-//! KAWHI's share of a training step: the CPU seconds of steps with it over those of the same steps without it.
+//! KAWHI's share of a training step, in CPU seconds.
 //!
 //! ```sh
 //! cargo bench --bench kawhi [-- MODEL]            # MODEL: the warm-up directory of a run of the main job
 //! FIRESIGHT_ORACLE=DIR cargo bench --bench kawhi  # with the peer benchmark's workload as well
 //! ```
 //!
-//! A step with KAWHI and one without draw the same completions from the same policy, in turn, so that what they differ
-//! by is KAWHI and noise. Two figures: the median of the ratios of neighbours, with its quartiles, and the ratio of the
-//! two arms' lower quartiles, which the load of the machine reaches least. The target is below one percent.
-//! `time/credit_s` leaves out what the passes that draw do more: taking states, and running last tokens.
+//! All that KAWHI costs is spent while completions are drawn, so rollouts are timed, with it and without it in turn, of
+//! the same policy, prompts and random numbers: what two neighbours differ by is KAWHI and noise. The median of the
+//! differences is put into relation to a whole step without it. The target is below one percent.
 #![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -36,8 +35,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Arguments {
     /// Model directory of the main job's workload [default: fresh weights].
     model: Option<PathBuf>,
-    /// Pairs of steps.
-    #[arg(long, default_value_t = 25)]
+    /// Pairs of rollouts.
+    #[arg(long, default_value_t = 40)]
     rounds: usize,
     /// Of every step [default: one, then two].
     #[arg(long)]
@@ -132,16 +131,8 @@ fn policy(directory: &Path) -> anyhow::Result<VlmPolicy> {
     Ok(VlmPolicy::new(model, Arc::new(Processor::from_dir(directory)?))?)
 }
 
-/// What one step took.
-struct Taken {
-    cpu_s: f64,
-    /// Share of `time/credit_s`.
-    credit: f64,
-    tokens: f64,
-}
-
-fn step(workload: &Workload, threads: usize, arm: Arm) -> anyhow::Result<Taken> {
-    let Workload { policy, prompts, options, .. } = workload;
+fn trainer(workload: &Workload, threads: usize, arm: Arm) -> anyhow::Result<Trainer<VlmPolicy>> {
+    let Workload { policy, options, .. } = workload;
     // A new one every time: a run sees an image once.
     let credit: Box<dyn CreditAssigner<VlmPrompt> + Send> = match arm {
         Arm::With => Box::new(policy.kawhi(KawhiConfig::default())?),
@@ -149,46 +140,48 @@ fn step(workload: &Workload, threads: usize, arm: Arm) -> anyhow::Result<Taken> 
     };
     let algorithm = Algorithm { kl: None, ..Algorithm::grpo() };
     let options = Options { threads, ..options.clone() };
-    let mut trainer = Trainer::new(policy.clone(), AdamWConfig::new().init(), algorithm, credit, options)?;
+    Ok(Trainer::new(policy.clone(), AdamWConfig::new().init(), algorithm, credit, options)?)
+}
+
+/// CPU seconds of a rollout.
+fn rollout(workload: &Workload, threads: usize, arm: Arm) -> anyhow::Result<f64> {
+    let mut trainer = trainer(workload, threads, arm)?;
     let start = ProcessTime::now();
-    let report = trainer.step(&Parity, prompts, 1e-4)?;
-    let cpu_s = start.elapsed().as_secs_f64();
-    let metric = |name| report.metric(name).context(name);
-    Ok(Taken {
-        cpu_s,
-        credit: metric("time/credit_s")? / metric("time/step_s")?,
-        tokens: metric("completion/length_mean")?,
-    })
+    trainer.rollout(&Parity, &workload.prompts)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// CPU seconds of a step without KAWHI.
+fn step(workload: &Workload, threads: usize) -> anyhow::Result<f64> {
+    let mut trainer = trainer(workload, threads, Arm::Without)?;
+    let start = ProcessTime::now();
+    trainer.step(&Parity, &workload.prompts, 1e-4)?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
 fn measure(workload: &Workload, threads: usize, rounds: usize) -> anyhow::Result<()> {
-    step(workload, threads, Arm::With)?;
-    let (mut ratios, mut shares) = (Vec::new(), Vec::new());
-    let (mut arm, mut base) = (Vec::new(), Vec::new());
-    let mut length = 0.0;
+    rollout(workload, threads, Arm::With)?;
+    let mut differences = Vec::new();
     for round in 0..rounds.max(1) {
         // By turns the first, so that a drift of the machine has no direction.
-        let before = if round % 2 == 0 { Some(step(workload, threads, Arm::Without)?) } else { None };
-        let with = step(workload, threads, Arm::With)?;
-        let without = before.map_or_else(|| step(workload, threads, Arm::Without), Ok)?;
-        ratios.push(100.0 * (with.cpu_s / without.cpu_s - 1.0));
-        shares.push(100.0 * with.credit);
-        arm.push(with.cpu_s);
-        base.push(without.cpu_s);
-        length = with.tokens;
+        let before = if round % 2 == 0 { Some(rollout(workload, threads, Arm::Without)?) } else { None };
+        let with = rollout(workload, threads, Arm::With)?;
+        let without = before.map_or_else(|| rollout(workload, threads, Arm::Without), Ok)?;
+        differences.push(with - without);
     }
+    let mut steps = (0..5).map(|_| step(workload, threads)).collect::<anyhow::Result<Vec<f64>>>()?;
     let quartiles = |values: &mut Vec<f64>| {
         values.sort_by(f64::total_cmp);
         [1, 2, 3].map(|quarter| values[values.len() * quarter / 4])
     };
-    let ([low, median, high], [_, share, _]) = (quartiles(&mut ratios), quartiles(&mut shares));
-    let ([arm, ..], [base, ..]) = (quartiles(&mut arm), quartiles(&mut base));
+    let ([low, median, high], [_, step, _]) = (quartiles(&mut differences), quartiles(&mut steps));
     println!(
-        "{}, {threads} threads: {base:.3} CPU s a step without KAWHI, {arm:.3} with it, {:+.2} % (lower quartiles); \
-         neighbours {median:+.2} % ({low:+.2} to {high:+.2}); time/credit_s is {share:.2} % of time/step_s \
-         ({length:.1} tokens a completion)",
+        "{}, {threads} threads: {:.2} ms of {step:.3} CPU s, {:.2} % (quartiles {:.2} to {:.2})",
         workload.name,
-        100.0 * (arm / base - 1.0)
+        1e3 * median,
+        100.0 * median / step,
+        100.0 * low / step,
+        100.0 * high / step
     );
     Ok(())
 }

@@ -17,10 +17,16 @@ use crate::Error;
 /// # Errors
 /// When the shapes do not belong to one attention layer, or there are no heads or visual tokens.
 pub fn alignment(response: Tensor<4>, visual_keys: Tensor<3>, key_heads: &[usize]) -> Result<Tensor<2>, Error> {
-    let [completions, heads, tokens, head_dim] = response.dims();
+    let keys = mean_key(response.dims(), visual_keys, key_heads)?;
+    Ok(cosines(response, keys))
+}
+
+/// The mean of the unit keys of visual tokens, for every head of a response of this shape: `[1, heads, 1, head_dim]`.
+pub(crate) fn mean_key(response: [usize; 4], visual_keys: Tensor<3>, key_heads: &[usize]) -> Result<Tensor<4>, Error> {
+    let [_, heads, _, head_dim] = response;
     let [keys, visual_tokens, key_dim] = visual_keys.dims();
     if heads != key_heads.len() || head_dim != key_dim || key_heads.iter().any(|&head| head >= keys) {
-        return Err(Error::AttentionShape { response: response.dims(), keys: visual_keys.dims() });
+        return Err(Error::AttentionShape { response, keys: visual_keys.dims() });
     }
     if heads == 0 {
         return Err(Error::NoHeads);
@@ -31,10 +37,16 @@ pub fn alignment(response: Tensor<4>, visual_keys: Tensor<3>, key_heads: &[usize
     let chosen: Vec<i64> = key_heads.iter().map(|&head| head as i64).collect();
     let chosen = Tensor::<1, Int>::from_data(TensorData::new(chosen, [heads]), &visual_keys.device());
     let keys = visual_keys.detach().cast(FloatDType::F32);
-    let keys = (keys.clone() / norm(keys)).mean_dim(1).select(0, chosen).reshape([1, heads, 1, head_dim]);
+    Ok((keys.clone() / norm(keys)).mean_dim(1).select(0, chosen).reshape([1, heads, 1, head_dim]))
+}
+
+/// Cosines of a response with keys of a mean length, averaged over heads: `[completions, tokens]`. `keys` has a row for
+/// every completion, or one for all of them.
+pub(crate) fn cosines(response: Tensor<4>, keys: Tensor<4>) -> Tensor<2> {
+    let [completions, _, tokens, _] = response.dims();
     let response = response.detach().cast(FloatDType::F32);
     let cosines = (response.clone() * keys).sum_dim(3) / norm(response);
-    Ok(cosines.mean_dim(1).reshape([completions, tokens]))
+    cosines.mean_dim(1).reshape([completions, tokens])
 }
 
 /// Euclidean length along the last dimension, kept away from zero: a zero vector, such as padding, aligns with nothing.

@@ -8,9 +8,10 @@ use firesight_rl::{
 };
 use rayon::prelude::*;
 
+use crate::alignment::{cosines, mean_key};
 use crate::select::Selector;
 use crate::sguf::content_hash;
-use crate::{Error, ImageView, KawhiConfig, Metric, RegionSelector, Segmenter, VisualPrompt, alignment, token_weights};
+use crate::{Error, ImageView, KawhiConfig, Metric, RegionSelector, Segmenter, VisualPrompt, token_weights};
 
 /// Chosen visual tokens that are kept, of all images together: 128 MiB of them.
 const KEPT_TOKENS: usize = 1 << 24;
@@ -187,25 +188,23 @@ impl Kawhi {
         states: &AttentionStates,
         signals: &Signals,
     ) -> Result<(Vec<f32>, Vec<Chosen>), Error> {
-        let [_, _, tokens, _] = states.response.dims();
-        let mut first = 0;
-        let mut alignments = Vec::with_capacity(groups.len());
+        let [_, heads, tokens, head_dim] = states.response.dims();
+        let mut keys = Vec::with_capacity(groups.len());
         let mut visual_tokens = Vec::with_capacity(groups.len());
-        for (index, (group, keys)) in groups.iter().zip(&states.visual_keys).enumerate() {
-            let (chosen, keys) = self.keys(index, &group.prompt, keys, signals)?;
+        for (index, (group, visual_keys)) in groups.iter().zip(&states.visual_keys).enumerate() {
+            let (chosen, visual_keys) = self.keys(index, &group.prompt, visual_keys, signals)?;
             visual_tokens.push(chosen);
-            let last = first + group.completions.len();
-            if first < last && tokens > 0 {
-                let response = states.response.clone().slice_dim(0, first..last);
-                alignments.push(alignment(response, keys, &states.key_heads)?);
+            if !group.completions.is_empty() && tokens > 0 {
+                let key = mean_key(states.response.dims(), visual_keys, &states.key_heads)?;
+                keys.push(key.expand([group.completions.len(), heads, 1, head_dim]));
             }
-            first = last;
         }
-        if alignments.is_empty() {
+        if keys.is_empty() {
             return Ok((Vec::new(), visual_tokens));
         }
-        // One transfer from the device for the whole batch.
-        let values = Tensor::cat(alignments, 0).cast(FloatDType::F32).into_data().iter::<f32>().collect();
+        // One comparison of the whole batch, and one transfer from the device: with small models it is their number that
+        // costs.
+        let values = cosines(states.response.clone(), Tensor::cat(keys, 0)).into_data().iter::<f32>().collect();
         Ok((values, visual_tokens))
     }
 

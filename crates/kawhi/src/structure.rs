@@ -1,3 +1,5 @@
+use std::sync::LazyLock;
+
 use crate::{Error, ImageView};
 
 /// What the pixels of every visual token look like, cells in raster order.
@@ -72,7 +74,6 @@ fn half_gaussian(sigma: f64) -> Vec<f64> {
 /// Smoothed lightness, row after row, keeping only the rows that a Sobel window can still reach.
 struct SmoothRows<'a> {
     image: ImageView<'a>,
-    lightness: Lightness,
     kernel: Vec<f64>,
     /// One row of lightness with its mirrored ends.
     padded: Vec<f64>,
@@ -90,7 +91,6 @@ impl<'a> SmoothRows<'a> {
         let reach = 2 * (kernel.len() - 1);
         Self {
             image: *image,
-            lightness: Lightness::new(),
             padded: vec![0.0; image.width + reach],
             across: vec![vec![0.0; image.width]; reach + 1],
             across_ready: 0,
@@ -119,7 +119,7 @@ impl<'a> SmoothRows<'a> {
         let (width, radius) = (self.image.width, self.kernel.len() - 1);
         let y = self.across_ready;
         let pixels = &self.image.pixels[3 * width * y..3 * width * (y + 1)];
-        self.lightness.row(pixels, &mut self.padded[radius..radius + width]);
+        LIGHTNESS.row(pixels, &mut self.padded[radius..radius + width]);
         for x in 1..=radius {
             self.padded[radius - x] = self.padded[radius + mirror(-(x as isize), width)];
             self.padded[radius + width - 1 + x] = self.padded[radius + mirror((width - 1 + x) as isize, width)];
@@ -212,6 +212,9 @@ fn eigenvalues(xx: f64, xy: f64, yy: f64) -> (f64, f64) {
     let radius = ((xx - yy) / 2.0).hypot(xy);
     (centre + radius, (centre - radius).max(0.0))
 }
+
+/// Made once: for a small image it would be the larger part of the work.
+static LIGHTNESS: LazyLock<Lightness> = LazyLock::new(Lightness::new);
 
 /// CIELab lightness of sRGB bytes under D65.
 struct Lightness {
