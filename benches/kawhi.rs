@@ -46,12 +46,6 @@ struct Arguments {
     bench: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Arm {
-    With,
-    Without,
-}
-
 /// Rewards that differ within every group, so that every group is trained on.
 struct Parity;
 
@@ -71,14 +65,16 @@ impl Task for Parity {
 struct Workload {
     name: &'static str,
     policy: VlmPolicy,
-    prompts: Vec<VlmPrompt>,
+    /// Of round after round, in turns.
+    prompts: Vec<Vec<VlmPrompt>>,
     options: Options,
 }
 
 fn main() -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let arguments = Arguments::parse();
-    let mut workloads = vec![main_job(&arguments.model.unwrap_or_else(|| root.join("models/qwen-small")))?];
+    let mut workloads =
+        vec![main_job(&arguments.model.unwrap_or_else(|| root.join("models/qwen-small")), arguments.rounds)?];
     if let Some(oracle) = std::env::var_os("FIRESIGHT_ORACLE").map(PathBuf::from) {
         workloads.push(peer_benchmark(&oracle.join("bench"))?);
     }
@@ -91,10 +87,14 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// 32 pictures, 8 completions of at most 32 tokens, two optimizer steps.
-fn main_job(model: &Path) -> anyhow::Result<Workload> {
+fn main_job(model: &Path, rounds: usize) -> anyhow::Result<Workload> {
     let policy = policy(model)?;
     let questions = Questions::new(Charts::new()?, policy.processor().clone(), 0);
-    let prompts = questions.batch(Purpose::Reinforcement, 0, 32)?.into_iter().map(|question| question.prompt).collect();
+    let round = |round| {
+        let questions = questions.batch(Purpose::Reinforcement, 32 * round, 32)?;
+        Ok(questions.into_iter().map(|question| question.prompt).collect())
+    };
+    let prompts = (0..=rounds).map(round).collect::<anyhow::Result<_>>()?;
     let sampling = Sampling { temperature: 1.0, max_tokens: 32, seed: 0, first_stream: 0 };
     let options = Options { micro_batch: MicroBatch::Groups(8), mini_batches: 2, ..Options::new(8, sampling) };
     Ok(Workload { name: "main job", policy, prompts, options })
@@ -115,7 +115,8 @@ fn peer_benchmark(directory: &Path) -> anyhow::Result<Workload> {
         let message = Message::user(vec![Part::Image, Part::text(question)]);
         Ok(VlmPrompt::new(processor.prompt(&[message], &[image])?, cell))
     };
-    let prompts = rows[..4].iter().map(prompt).collect::<anyhow::Result<_>>()?;
+    let round = |rows: &[serde_json::Value]| rows.iter().map(prompt).collect::<anyhow::Result<Vec<_>>>();
+    let prompts = rows.chunks(4).map(round).collect::<anyhow::Result<_>>()?;
     let sampling = Sampling { temperature: 1.0, max_tokens: 64, seed: 0, first_stream: 0 };
     let options = Options { micro_batch: MicroBatch::Groups(2), ..Options::new(8, sampling) };
     Ok(Workload { name: "peer benchmark", policy, prompts, options })
@@ -131,43 +132,48 @@ fn policy(directory: &Path) -> anyhow::Result<VlmPolicy> {
     Ok(VlmPolicy::new(model, Arc::new(Processor::from_dir(directory)?))?)
 }
 
-fn trainer(workload: &Workload, threads: usize, arm: Arm) -> anyhow::Result<Trainer<VlmPolicy>> {
-    let Workload { policy, options, .. } = workload;
-    // A new one every time: a run sees an image once.
-    let credit: Box<dyn CreditAssigner<VlmPrompt> + Send> = match arm {
-        Arm::With => Box::new(policy.kawhi(KawhiConfig::default())?),
-        Arm::Without => Box::new(Uniform),
-    };
+fn trainer(
+    workload: &Workload,
+    threads: usize,
+    credit: impl CreditAssigner<VlmPrompt> + Send + 'static,
+) -> anyhow::Result<Trainer<VlmPolicy>> {
     let algorithm = Algorithm { kl: None, ..Algorithm::grpo() };
-    let options = Options { threads, ..options.clone() };
-    Ok(Trainer::new(policy.clone(), AdamWConfig::new().init(), algorithm, credit, options)?)
+    let options = Options { threads, ..workload.options.clone() };
+    Ok(Trainer::new(workload.policy.clone(), AdamWConfig::new().init(), algorithm, credit, options)?)
 }
 
 /// CPU seconds of a rollout.
-fn rollout(workload: &Workload, threads: usize, arm: Arm) -> anyhow::Result<f64> {
-    let mut trainer = trainer(workload, threads, arm)?;
+fn rollout(
+    workload: &Workload,
+    threads: usize,
+    round: usize,
+    credit: impl CreditAssigner<VlmPrompt> + Send + 'static,
+) -> anyhow::Result<f64> {
+    let mut trainer = trainer(workload, threads, credit)?;
     let start = ProcessTime::now();
-    trainer.rollout(&Parity, &workload.prompts)?;
+    trainer.rollout(&Parity, &workload.prompts[round % workload.prompts.len()])?;
     Ok(start.elapsed().as_secs_f64())
 }
 
 /// CPU seconds of a step without KAWHI.
 fn step(workload: &Workload, threads: usize) -> anyhow::Result<f64> {
-    let mut trainer = trainer(workload, threads, Arm::Without)?;
+    let mut trainer = trainer(workload, threads, Uniform)?;
     let start = ProcessTime::now();
-    trainer.step(&Parity, &workload.prompts, 1e-4)?;
+    trainer.step(&Parity, &workload.prompts[0], 1e-4)?;
     Ok(start.elapsed().as_secs_f64())
 }
 
 fn measure(workload: &Workload, threads: usize, rounds: usize) -> anyhow::Result<()> {
-    rollout(workload, threads, Arm::With)?;
+    // As in a run, one for all rounds, each of which has pictures of its own.
+    let kawhi = Arc::new(workload.policy.kawhi(KawhiConfig::default())?);
+    rollout(workload, threads, rounds, Arc::clone(&kawhi))?;
     let mut differences = Vec::new();
     for round in 0..rounds.max(1) {
+        let without = || rollout(workload, threads, round, Uniform);
         // By turns the first, so that a drift of the machine has no direction.
-        let before = if round % 2 == 0 { Some(rollout(workload, threads, Arm::Without)?) } else { None };
-        let with = rollout(workload, threads, Arm::With)?;
-        let without = before.map_or_else(|| rollout(workload, threads, Arm::Without), Ok)?;
-        differences.push(with - without);
+        let before = if round % 2 == 0 { Some(without()?) } else { None };
+        let with = rollout(workload, threads, round, Arc::clone(&kawhi))?;
+        differences.push(with - before.map_or_else(without, Ok)?);
     }
     let mut steps = (0..5).map(|_| step(workload, threads)).collect::<anyhow::Result<Vec<f64>>>()?;
     let quartiles = |values: &mut Vec<f64>| {

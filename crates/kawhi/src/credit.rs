@@ -30,6 +30,8 @@ pub struct Kawhi {
     selector: Box<dyn RegionSelector>,
     segmenter: Box<dyn Segmenter>,
     chosen: Mutex<Kept>,
+    /// Texts of the tokens that were said so far: decoding them again and again would cost more than all the rest.
+    texts: Mutex<HashMap<u32, Arc<str>>>,
 }
 
 /// Choices that are known, and how many visual tokens they hold together.
@@ -62,6 +64,7 @@ impl Kawhi {
             selector: Box::new(Selector { selection: config.regions, sguf: config.sguf.clone() }),
             segmenter: Box::new(config.granularity),
             chosen: Mutex::default(),
+            texts: Mutex::default(),
             config,
         })
     }
@@ -228,12 +231,16 @@ impl Kawhi {
         }
 
         let (values, visual_tokens) = self.alignments(groups, states, signals)?;
-        let mut texts: HashMap<u32, String> = HashMap::new();
+        let mut known = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut texts: HashMap<u32, Arc<str>> = HashMap::new();
         for &token in completions.iter().flat_map(|(_, completion)| &completion.tokens) {
-            texts.entry(token).or_insert_with(|| (self.token_text)(token));
+            texts
+                .entry(token)
+                .or_insert_with(|| Arc::clone(known.entry(token).or_insert_with(|| (self.token_text)(token).into())));
         }
+        drop(known);
         let credit = |(row, &(group, completion)): (usize, &(usize, &Completion))| {
-            let texts: Vec<&str> = completion.tokens.iter().map(|token| texts[token].as_str()).collect();
+            let texts: Vec<&str> = completion.tokens.iter().map(|token| &*texts[token]).collect();
             let segments = self.segmenter.segment(&texts);
             let alignment = &values[row * width..row * width + completion.tokens.len()];
             let precise: Vec<f64> = alignment.iter().copied().map(f64::from).collect();
