@@ -10,6 +10,9 @@
 //! differences is put into relation to a whole step without it. The target is below one percent.
 #![allow(missing_docs)]
 
+#[path = "../tests/support/parity.rs"]
+mod parity;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,12 +23,11 @@ use burn::tensor::Device;
 use clap::Parser;
 use cpu_time::ProcessTime;
 use firesight_kawhi::KawhiConfig;
-use firesight_rl::{
-    Algorithm, Completion, CreditAssigner, MicroBatch, Options, Reward, Sampling, Task, TaskError, Trainer, Uniform,
-};
+use firesight_rl::{Algorithm, CreditAssigner, MicroBatch, Options, Sampling, Trainer, Uniform};
 use firesight_train::task::Charts;
 use firesight_train::{Purpose, Questions, VlmPolicy, VlmPrompt};
 use firesight_vlm::{Message, ModelConfig, Part, Processor, QwenVl, has_weights, read_image};
+use parity::Parity;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -44,22 +46,6 @@ struct Arguments {
     /// As cargo says to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
-}
-
-/// Rewards that differ within every group, so that every group is trained on.
-struct Parity;
-
-impl Task for Parity {
-    type Sample = VlmPrompt;
-    type Prompt = VlmPrompt;
-
-    fn prompt(&self, prompt: &VlmPrompt) -> Result<VlmPrompt, TaskError> {
-        Ok(prompt.clone())
-    }
-
-    fn reward(&self, _: &VlmPrompt, completion: &Completion) -> Result<Reward, TaskError> {
-        Ok(Reward::of("parity", completion.tokens.iter().sum::<u32>() as f32 % 7.0))
-    }
 }
 
 struct Workload {

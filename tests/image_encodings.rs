@@ -155,16 +155,20 @@ fn a_frozen_tower_encodes_an_image_once_and_a_trained_one_only_where_a_pass_need
     }
 }
 
-/// Log-probabilities of one completion a prompt.
-fn score(policy: &VlmPolicy, prompts: &[VlmPrompt]) -> Tensor<2> {
+/// One completion a prompt.
+fn groups(prompts: &[VlmPrompt]) -> Vec<Group<VlmPrompt>> {
     let completion = Completion { tokens: vec![5, 6, 7], ..Completion::default() };
     let group = |prompt: &VlmPrompt| Group {
         prompt: prompt.clone(),
         completions: vec![completion.clone()],
         rewards: Vec::new(),
     };
-    let groups: Vec<Group<VlmPrompt>> = prompts.iter().map(group).collect();
-    policy.score(&groups, 1.0, &SignalSet::default()).unwrap().log_probs
+    prompts.iter().map(group).collect()
+}
+
+/// Their log-probabilities.
+fn score(policy: &VlmPolicy, prompts: &[VlmPrompt]) -> Tensor<2> {
+    policy.score(&groups(prompts), 1.0, &SignalSet::default()).unwrap().log_probs
 }
 
 fn values(tensor: Tensor<2>) -> Vec<f32> {
@@ -290,15 +294,8 @@ fn attention_that_is_asked_for_later_is_that_of_the_same_images() {
         let [frozen, trained] = [Tower::Frozen, Tower::Trained].map(|tower| policy(family, 0, tower));
         let prompts = prompts(&frozen);
         let attention = |policy: &VlmPolicy, image_attention| -> Option<Vec<Vec<f32>>> {
-            let completion = Completion { tokens: vec![5, 6, 7], ..Completion::default() };
-            let group = |prompt: &VlmPrompt| Group {
-                prompt: prompt.clone(),
-                completions: vec![completion.clone()],
-                rewards: Vec::new(),
-            };
-            let groups: Vec<Group<VlmPrompt>> = prompts.iter().map(group).collect();
             let signals = SignalSet { image_attention, ..SignalSet::default() };
-            let found = policy.score(&groups, 1.0, &signals).unwrap().signals.image_attention?;
+            let found = policy.score(&groups(&prompts), 1.0, &signals).unwrap().signals.image_attention?;
             Some(found.into_iter().map(|found| found.into_data().iter::<f32>().collect()).collect())
         };
         encoded();

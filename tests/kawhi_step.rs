@@ -3,6 +3,9 @@
 //! algorithm takes it.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/parity.rs"]
+mod parity;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,8 +16,7 @@ use firesight_kawhi::{
     Granularity, Heads, ImageView, KawhiConfig, Metric, RegionSelection, SgufConfig, VisualPrompt as _,
 };
 use firesight_rl::{
-    Algorithm, Completion, CreditAssigner, MicroBatch, Options, Reward, Rope, Sampling, StepReport, Task, TaskError,
-    Trainer, Uniform,
+    Algorithm, Completion, CreditAssigner, MicroBatch, Options, Rope, Sampling, StepReport, Trainer, Uniform,
 };
 use firesight_train::task::Charts;
 use firesight_train::{Purpose, Questions, VlmPolicy, VlmPrompt};
@@ -22,24 +24,9 @@ use firesight_vlm::{
     AttentionPoint, AttentionProbe, LastAttention, ModelConfig, Probe, Processor, Prompt, QwenVl, ResponseStates,
     Scored,
 };
+use parity::Parity;
 
 const TEMPERATURE: f32 = 1.3;
-
-/// Rewards that differ within every group.
-struct Parity;
-
-impl Task for Parity {
-    type Sample = VlmPrompt;
-    type Prompt = VlmPrompt;
-
-    fn prompt(&self, prompt: &VlmPrompt) -> Result<VlmPrompt, TaskError> {
-        Ok(prompt.clone())
-    }
-
-    fn reward(&self, _: &VlmPrompt, completion: &Completion) -> Result<Reward, TaskError> {
-        Ok(Reward::of("parity", completion.tokens.iter().sum::<u32>() as f32 % 7.0))
-    }
-}
 
 fn policy() -> VlmPolicy {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen-small");

@@ -42,7 +42,8 @@ enum Command {
     /// Searches for the heads that a model sees with: answers held-out questions without one head after the other.
     ///
     /// Writes heads.png, and heads.toml, which a configuration reads by
-    /// credit = { name = "kawhi", heads = { critical = "heads.toml" } }. Ctrl-C, or the signal to terminate, ends it after the head it is at.
+    /// credit = { name = "kawhi", heads = { critical = "heads.toml" } }. Ctrl-C, or the signal to terminate, ends it
+    /// after the head it is at.
     Heads(heads::Arguments),
 }
 

@@ -1,4 +1,4 @@
-use burn::tensor::{FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use crate::Error;
 
@@ -17,27 +17,50 @@ use crate::Error;
 /// # Errors
 /// When the shapes do not belong to one attention layer, or there are no heads or visual tokens.
 pub fn alignment(response: Tensor<4>, visual_keys: Tensor<3>, key_heads: &[usize]) -> Result<Tensor<2>, Error> {
-    let keys = mean_key(response.dims(), visual_keys, key_heads)?;
-    Ok(cosines(response, keys))
+    let dims = response.dims();
+    let keys = mean_keys(dims, &[visual_keys], key_heads)?;
+    Ok(cosines(response, keys.reshape([1, dims[1], 1, dims[3]])))
 }
 
-/// The mean of the unit keys of visual tokens, for every head of a response of this shape: `[1, heads, 1, head_dim]`.
-pub(crate) fn mean_key(response: [usize; 4], visual_keys: Tensor<3>, key_heads: &[usize]) -> Result<Tensor<4>, Error> {
+/// The mean of the unit keys of every prompt's visual tokens, for every head of a response of this shape:
+/// `[prompts, heads, head_dim]`.
+pub(crate) fn mean_keys(
+    response: [usize; 4],
+    visual_keys: &[Tensor<3>],
+    key_heads: &[usize],
+) -> Result<Tensor<3>, Error> {
     let [_, heads, _, head_dim] = response;
-    let [keys, visual_tokens, key_dim] = visual_keys.dims();
-    if heads != key_heads.len() || head_dim != key_dim || key_heads.iter().any(|&head| head >= keys) {
-        return Err(Error::AttentionShape { response, keys: visual_keys.dims() });
-    }
     if heads == 0 {
         return Err(Error::NoHeads);
     }
-    if visual_tokens == 0 {
-        return Err(Error::NoSelection);
+    for of_prompt in visual_keys {
+        let keys @ [key_heads_there, visual_tokens, key_dim] = of_prompt.dims();
+        if heads != key_heads.len() || head_dim != key_dim || key_heads.iter().any(|&head| head >= key_heads_there) {
+            return Err(Error::AttentionShape { response, keys });
+        }
+        if visual_tokens == 0 {
+            return Err(Error::NoSelection);
+        }
     }
-    let chosen: Vec<i64> = key_heads.iter().map(|&head| head as i64).collect();
-    let chosen = Tensor::<1, Int>::from_data(TensorData::new(chosen, [heads]), &visual_keys.device());
-    let keys = visual_keys.detach().cast(FloatDType::F32);
-    Ok((keys.clone() / norm(keys)).mean_dim(1).select(0, chosen).reshape([1, heads, 1, head_dim]))
+    // All prompts at once as far as that goes: with small models it is the number of operations that costs.
+    let keys = Tensor::cat(visual_keys.to_vec(), 1).detach().cast(FloatDType::F32);
+    let unit = keys.clone() / norm(keys);
+    let mut start = 0;
+    let means = visual_keys.iter().map(|of_prompt| {
+        let visual_tokens = of_prompt.dims()[1];
+        start += visual_tokens;
+        unit.clone().narrow(1, start - visual_tokens, visual_tokens).mean_dim(1)
+    });
+    let means = Tensor::cat(means.collect(), 1);
+    let key_heads = indices(key_heads, &means.device());
+    Ok(means.select(0, key_heads).swap_dims(0, 1))
+}
+
+/// For choosing rows of a tensor.
+pub(crate) fn indices(values: &[usize], device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i64> = values.iter().map(|&value| value as i64).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
 }
 
 /// Cosines of a response with keys of a mean length, averaged over heads: `[completions, tokens]`. `keys` has a row for
@@ -57,8 +80,6 @@ fn norm<const D: usize>(vectors: Tensor<D>) -> Tensor<D> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use burn::tensor::Device;
-
     use super::*;
 
     fn found(response: Tensor<4>, keys: Tensor<3>, key_heads: &[usize]) -> Vec<f32> {

@@ -1,14 +1,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::{FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor};
 use firesight_rl::{
     AttentionRequest, AttentionStates, Completion, CreditAssigner, Evidence, Group, ResponseStates, SignalSet, Signals,
     TokenCredit,
 };
 use rayon::prelude::*;
 
-use crate::alignment::{cosines, mean_key};
+use crate::alignment::{cosines, indices, mean_keys};
 use crate::select::Selector;
 use crate::sguf::content_hash;
 use crate::{Error, ImageView, KawhiConfig, Metric, RegionSelector, Segmenter, VisualPrompt, token_weights};
@@ -94,7 +94,7 @@ impl Kawhi {
             return Ok(Arc::clone(known));
         }
         // Outside of the lock: two threads that meet over an image both compute the same.
-        let found: Chosen = indices(self.selector.as_ref(), image, None)?.into();
+        let found: Chosen = chosen_cells(self.selector.as_ref(), image, None)?.into();
         let mut known = lock();
         if known.tokens + found.len() > KEPT_TOKENS {
             *known = Kept::default();
@@ -129,7 +129,7 @@ impl Kawhi {
         for (image, cells) in images.iter().zip(cells) {
             match attention {
                 Some(attention) => {
-                    let found = indices(self.selector.as_ref(), image, Some(&attention[start..start + cells]))?;
+                    let found = chosen_cells(self.selector.as_ref(), image, Some(&attention[start..start + cells]))?;
                     chosen.extend(found.into_iter().map(|token| start + token));
                 }
                 None => chosen.extend(self.chosen_of(image)?.iter().map(|token| start + token)),
@@ -178,8 +178,7 @@ impl Kawhi {
             return refuse(attention.len());
         }
         let chosen = self.visual_tokens(group, prompt, Some(&attention))?;
-        let rows: Vec<i64> = chosen.iter().map(|&token| token as i64).collect();
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [chosen.len()]), &keys.device());
+        let rows = indices(&chosen, &keys.device());
         Ok((chosen.into(), keys.clone().select(1, rows)))
     }
 
@@ -191,23 +190,21 @@ impl Kawhi {
         states: &AttentionStates,
         signals: &Signals,
     ) -> Result<(Vec<f32>, Vec<Chosen>), Error> {
-        let [_, heads, tokens, head_dim] = states.response.dims();
-        let mut keys = Vec::with_capacity(groups.len());
-        let mut visual_tokens = Vec::with_capacity(groups.len());
-        for (index, (group, visual_keys)) in groups.iter().zip(&states.visual_keys).enumerate() {
-            let (chosen, visual_keys) = self.keys(index, &group.prompt, visual_keys, signals)?;
-            visual_tokens.push(chosen);
-            if !group.completions.is_empty() && tokens > 0 {
-                let key = mean_key(states.response.dims(), visual_keys, &states.key_heads)?;
-                keys.push(key.expand([group.completions.len(), heads, 1, head_dim]));
-            }
-        }
-        if keys.is_empty() {
+        let dims @ [rows, heads, tokens, head_dim] = states.response.dims();
+        let keys = groups.iter().zip(&states.visual_keys).enumerate();
+        let keys = keys.map(|(index, (group, keys))| self.keys(index, &group.prompt, keys, signals));
+        let (visual_tokens, keys): (Vec<Chosen>, Vec<Tensor<3>>) =
+            keys.collect::<Result<Vec<_>, Error>>()?.into_iter().unzip();
+        if rows == 0 || tokens == 0 {
             return Ok((Vec::new(), visual_tokens));
         }
         // One comparison of the whole batch, and one transfer from the device: with small models it is their number that
         // costs.
-        let values = cosines(states.response.clone(), Tensor::cat(keys, 0)).into_data().iter::<f32>().collect();
+        let group_of: Vec<usize> =
+            groups.iter().enumerate().flat_map(|(index, group)| vec![index; group.completions.len()]).collect();
+        let keys = mean_keys(dims, &keys, &states.key_heads)?;
+        let keys = keys.clone().select(0, indices(&group_of, &keys.device())).reshape([rows, heads, 1, head_dim]);
+        let values = cosines(states.response.clone(), keys).into_data().iter::<f32>().collect();
         Ok((values, visual_tokens))
     }
 
@@ -256,7 +253,7 @@ impl Kawhi {
 }
 
 /// What a selector chooses; everything when it chooses nothing.
-fn indices(
+fn chosen_cells(
     selector: &dyn RegionSelector,
     image: &ImageView<'_>,
     attention: Option<&[f32]>,

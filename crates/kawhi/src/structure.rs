@@ -1,3 +1,6 @@
+// What is not inlined into `Stream` is not compiled for the processor's vectors.
+#![allow(clippy::inline_always)]
+
 use std::sync::LazyLock;
 
 use crate::{Error, ImageView};
@@ -37,17 +40,36 @@ pub fn structure(image: &ImageView<'_>, sigma: f64) -> Result<Structure, Error> 
         lambda_min: Vec::with_capacity(cells),
         luminance: Vec::with_capacity(cells),
     };
-    let mut smooth = SmoothRows::new(image, sigma);
-    let mut sums = ColumnSums::new(width);
-    for y in 0..height {
-        smooth.advance((y + 2).min(height));
-        let (above, here, below) = (mirror(y as isize - 1, height), y, mirror(y as isize + 1, height));
-        sums.add(smooth.row(above), smooth.row(here), smooth.row(below));
-        if (y + 1) % cell == 0 {
-            sums.finish_row_of_cells(cell, &mut structure);
+    let (smooth, sums) = (SmoothRows::new(image, sigma), ColumnSums::new(width));
+    pulp::Arch::new().dispatch(Stream { smooth, sums, cell, height, structure: &mut structure });
+    Ok(structure)
+}
+
+/// A pass over all rows, compiled for several kinds of processors and run as the widest vectors of this one allow. The
+/// numbers are the same bit for bit.
+struct Stream<'a> {
+    smooth: SmoothRows<'a>,
+    sums: ColumnSums,
+    cell: usize,
+    height: usize,
+    structure: &'a mut Structure,
+}
+
+impl pulp::NullaryFnOnce for Stream<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { mut smooth, mut sums, cell, height, structure } = self;
+        for y in 0..height {
+            smooth.advance((y + 2).min(height));
+            let (above, here, below) = (mirror(y as isize - 1, height), y, mirror(y as isize + 1, height));
+            sums.add(smooth.row(above), smooth.row(here), smooth.row(below));
+            if (y + 1) % cell == 0 {
+                sums.finish_row_of_cells(cell, structure);
+            }
         }
     }
-    Ok(structure)
 }
 
 /// Index of the pixel that stands at `index` when a line of `length` pixels is mirrored at the centre of its ends.
@@ -105,6 +127,7 @@ impl<'a> SmoothRows<'a> {
     }
 
     /// Makes every row before `end` available.
+    #[inline(always)]
     fn advance(&mut self, end: usize) {
         let radius = self.kernel.len() - 1;
         while self.both_ready < end {
@@ -115,6 +138,7 @@ impl<'a> SmoothRows<'a> {
         }
     }
 
+    #[inline(always)]
     fn smooth_across(&mut self) {
         let (width, radius) = (self.image.width, self.kernel.len() - 1);
         let y = self.across_ready;
@@ -133,6 +157,7 @@ impl<'a> SmoothRows<'a> {
         self.across_ready += 1;
     }
 
+    #[inline(always)]
     fn smooth_down(&mut self) {
         let (width, height, y) = (self.image.width, self.image.height, self.both_ready);
         let across = |offset: isize| &self.across[mirror(y as isize + offset, height) % self.across.len()];
@@ -147,12 +172,14 @@ impl<'a> SmoothRows<'a> {
     }
 }
 
+#[inline(always)]
 fn scale(out: &mut [f64], input: &[f64], factor: f64) {
     for (out, input) in out.iter_mut().zip(input) {
         *out = factor * input;
     }
 }
 
+#[inline(always)]
 fn add_scaled(out: &mut [f64], one: &[f64], other: &[f64], factor: f64) {
     for ((out, one), other) in out.iter_mut().zip(one).zip(other) {
         *out += factor * (one + other);
@@ -175,6 +202,7 @@ impl ColumnSums {
     }
 
     /// Adds a row of pixels, given with its neighbours, each with a mirrored pixel at both ends.
+    #[inline(always)]
     fn add(&mut self, above: &[f64], here: &[f64], below: &[f64]) {
         let width = self.xx.len();
         let (xx, xy, yy) = (&mut self.xx[..width], &mut self.xy[..width], &mut self.yy[..width]);
@@ -232,6 +260,7 @@ impl Lightness {
         Self { luminance: share.map(|share| std::array::from_fn(|byte| share * linear(byte))) }
     }
 
+    #[inline(always)]
     fn row(&self, pixels: &[u8], out: &mut [f64]) {
         let [red, green, blue] = &self.luminance;
         for (out, pixel) in out.iter_mut().zip(pixels.as_chunks::<3>().0) {
@@ -244,6 +273,7 @@ impl Lightness {
 }
 
 /// L* in 0 to 100 of a relative luminance in 0 to 1.
+#[inline(always)]
 fn lightness(luminance: f64) -> f64 {
     const DELTA: f64 = 6.0 / 29.0;
     let curve = cube_root(luminance);
@@ -253,6 +283,7 @@ fn lightness(luminance: f64) -> f64 {
 
 /// Cube root of a positive, normal number, to about 1e-13: the standard library's is most of the cost of a megapixel,
 /// and this one works on several numbers at once.
+#[inline(always)]
 fn cube_root(value: f64) -> f64 {
     // A third of the exponent is within 6 % of the root; each of Halley's steps then cubes the error.
     const BIAS: u32 = 715_094_163;

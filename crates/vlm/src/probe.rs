@@ -100,8 +100,13 @@ impl Probe {
 
 impl AttentionProbe {
     /// The chosen query heads.
-    fn chosen(&self, heads: Heads) -> Vec<usize> {
+    fn query_heads(&self, heads: Heads) -> Vec<usize> {
         self.heads.clone().unwrap_or_else(|| (0..heads.query).collect())
+    }
+
+    /// For each of them the key head that it attends to.
+    fn key_heads(&self, heads: Heads) -> Vec<usize> {
+        self.query_heads(heads).into_iter().map(|head| head / heads.sharing()).collect()
     }
 
     /// For every prompt the keys of its visual tokens that are asked for.
@@ -124,8 +129,7 @@ impl AttentionProbe {
 
     /// What was asked for, with the states of the completions.
     pub(crate) fn found(&self, visual_keys: Vec<Tensor<3>>, heads: Heads, response: Tensor<4>) -> LastAttention {
-        let key_heads = self.chosen(heads).into_iter().map(|head| head / heads.sharing()).collect();
-        LastAttention { response, visual_keys, key_heads }
+        LastAttention { response, visual_keys, key_heads: self.key_heads(heads) }
     }
 }
 
@@ -141,13 +145,9 @@ pub(crate) struct Tap {
 
 impl Tap {
     pub(crate) fn new(probe: &AttentionProbe, heads: Heads, device: &Device) -> Self {
-        let rows: Vec<usize> = match probe.response {
-            ResponseStates::Queries => probe.chosen(heads),
-            ResponseStates::Keys => probe.chosen(heads).into_iter().map(|head| head / heads.sharing()).collect(),
-        };
-        let all = match probe.response {
-            ResponseStates::Queries => heads.query,
-            ResponseStates::Keys => heads.key,
+        let (rows, all) = match probe.response {
+            ResponseStates::Queries => (probe.query_heads(heads), heads.query),
+            ResponseStates::Keys => (probe.key_heads(heads), heads.key),
         };
         // Choosing every head in order would only copy.
         let heads = (!rows.iter().copied().eq(0..all)).then(|| indices(&rows, device));

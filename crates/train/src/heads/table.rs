@@ -17,8 +17,8 @@ pub fn heads_table(found: &VisionCriticalHeads, width: usize) -> String {
     let critical = if critical.is_empty() { "none".into() } else { critical.join(", ") };
     let questions = found.questions.map_or(String::new(), |questions| format!("{questions} "));
     format!(
-        "{table}\n± standard error of the fall, paired over the {questions}questions\n| threshold: an accuracy of {}, {} of the whole \
-         model's less\ncritical heads: {critical}",
+        "{table}\n± standard error of the fall, paired over the {questions}questions\n\
+         | threshold: an accuracy of {}, {} of the whole model's less\ncritical heads: {critical}",
         percent(found.limit()),
         percent(found.threshold),
     )
