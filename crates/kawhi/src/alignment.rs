@@ -114,6 +114,20 @@ mod tests {
     }
 
     #[test]
+    fn every_prompt_has_the_mean_of_its_own_keys() {
+        let device = Device::flex();
+        // Two key heads; one visual token, then two.
+        let one = Tensor::from_data([[[5.0, 0.0]], [[0.0, 2.0]]], &device);
+        let two = Tensor::from_data([[[0.0, 1.0], [0.0, 3.0]], [[4.0, 0.0], [0.0, 4.0]]], &device);
+        let found = mean_keys([9, 3, 7, 2], &[one, two], &[1, 0, 1]).unwrap();
+        let expected = Tensor::<3>::from_data(
+            [[[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5], [0.0, 1.0], [0.5, 0.5]]],
+            &device,
+        );
+        assert_eq!(found.into_data(), expected.into_data());
+    }
+
+    #[test]
     fn padding_aligns_with_nothing() {
         let device = Device::flex();
         let response = Tensor::from_data([[[[0.0, 0.0], [0.0, 1.0]]]], &device);
