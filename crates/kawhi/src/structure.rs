@@ -32,7 +32,6 @@ pub fn structure(image: &ImageView<'_>, sigma: f64) -> Result<Structure, Error> 
     if !(sigma.is_finite() && sigma > 0.0) {
         return Err(Error::InvalidConfig { field: "sigma", expected: "positive", found: sigma });
     }
-    let (width, height, cell) = (image.width, image.height, image.cell);
     let cells = rows * columns;
     let mut structure = Structure {
         grid: (rows, columns),
@@ -40,8 +39,8 @@ pub fn structure(image: &ImageView<'_>, sigma: f64) -> Result<Structure, Error> 
         lambda_min: Vec::with_capacity(cells),
         luminance: Vec::with_capacity(cells),
     };
-    let (smooth, sums) = (SmoothRows::new(image, sigma), ColumnSums::new(width));
-    pulp::Arch::new().dispatch(Stream { smooth, sums, cell, height, structure: &mut structure });
+    let (smooth, sums) = (SmoothRows::new(image, sigma), ColumnSums::new(image.width));
+    pulp::Arch::new().dispatch(Stream { smooth, sums, structure: &mut structure });
     Ok(structure)
 }
 
@@ -50,8 +49,6 @@ pub fn structure(image: &ImageView<'_>, sigma: f64) -> Result<Structure, Error> 
 struct Stream<'a> {
     smooth: SmoothRows<'a>,
     sums: ColumnSums,
-    cell: usize,
-    height: usize,
     structure: &'a mut Structure,
 }
 
@@ -60,7 +57,8 @@ impl pulp::NullaryFnOnce for Stream<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Self { mut smooth, mut sums, cell, height, structure } = self;
+        let Self { mut smooth, mut sums, structure } = self;
+        let ImageView { height, cell, .. } = smooth.image;
         for y in 0..height {
             smooth.advance((y + 2).min(height));
             let (above, here, below) = (mirror(y as isize - 1, height), y, mirror(y as isize + 1, height));

@@ -280,15 +280,14 @@ impl Completing<'_> {
 impl PromptStates {
     /// What [`TextModel::only_tap`] reads of some prompts, all layers but the last; of the others, a layer goes before
     /// the next is copied.
-    pub(crate) fn select(self, prompts: &Tensor<1, Int>) -> Self {
-        let read = self.layers.len() - 1;
+    pub(crate) fn select(mut self, prompts: &Tensor<1, Int>) -> Self {
+        self.layers.pop();
         let select = |t: Tensor<4>| t.select(0, prompts.clone());
         Self {
             hidden: self.hidden.select(0, prompts.clone()),
             layers: self
                 .layers
                 .into_iter()
-                .take(read)
                 .map(|layer| KeyValue { key: select(layer.key), value: select(layer.value) })
                 .collect(),
             last_key_before_rope: self.last_key_before_rope.map(select),
@@ -314,10 +313,10 @@ impl CompletionCache {
     }
 
     /// The same of the completions of some prompts.
-    pub(crate) fn select(self, prompts: &Tensor<1, Int>) -> Self {
-        let read = self.layers.len() - 1;
+    pub(crate) fn select(mut self, prompts: &Tensor<1, Int>) -> Self {
+        self.layers.pop();
         let select = |t: Tensor<5>| t.select(0, prompts.clone());
-        let layers = self.layers.into_iter().take(read);
+        let layers = self.layers.into_iter();
         let layers = layers.map(|layer| KeyValue { key: select(layer.key), value: select(layer.value) });
         Self { layers: layers.collect(), length: self.length }
     }
