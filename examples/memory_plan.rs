@@ -12,7 +12,9 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use burn::tensor::FloatDType;
 use clap::Parser;
-use firesight_vlm::{Component, Grid, ImageProcessor, LoraConfig, MemoryPlan, ModelConfig, Trained, Workload};
+use firesight_vlm::{
+    Component, Grid, Hardware, ImageProcessor, LoraConfig, MemoryPlan, ModelConfig, Trained, Workload,
+};
 
 /// Layers of the decoder that `--lora` gives adapters.
 const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -45,6 +47,9 @@ struct Arguments {
     /// Type of the weights: `bf16` or `f32`.
     #[arg(long, default_value = "bf16")]
     dtype: String,
+    /// For a CPU instead of a GPU; makes a difference in float32.
+    #[arg(long)]
+    cpu: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -66,7 +71,8 @@ fn main() -> anyhow::Result<()> {
     let targets = TARGETS.map(String::from).to_vec();
     let lora = arguments.lora.map(|rank| LoraConfig { rank, alpha: 2.0 * rank as f64, target_modules: targets });
     let frozen: &[Component] = if arguments.train_vision { &[] } else { &[Component::Vision, Component::Merger] };
-    print!("{}", MemoryPlan::new(&config, &workload, Trained { frozen, lora: lora.as_ref() }, dtype));
+    let hardware = if arguments.cpu { Hardware::Cpu } else { Hardware::Gpu };
+    print!("{}", MemoryPlan::new(&config, &workload, Trained { frozen, lora: lora.as_ref() }, hardware, dtype));
     Ok(())
 }
 

@@ -12,8 +12,8 @@ use burn::tensor::{Device, FloatDType};
 use firesight_rl::{Algorithm, Completion, Group, MicroBatch, Options, Reward, Sampler, Sampling, Trainer, Uniform};
 use firesight_train::{VlmPolicy, VlmPrompt};
 use firesight_vlm::{
-    Component, Grid, LoraConfig, MemoryPlan, ModelConfig, ProcessedImage, Processor, Prompt, QwenVl, SaveOptions,
-    Trained, Workload,
+    Component, Grid, Hardware, LoraConfig, MemoryPlan, ModelConfig, ProcessedImage, Processor, Prompt, QwenVl,
+    SaveOptions, Trained, Workload,
 };
 use image::RgbImage;
 use peak_alloc::PeakAlloc;
@@ -218,7 +218,7 @@ fn the_plan_agrees_with_the_heap() {
                     FloatDType::BF16 => QwenVl::from_dir_as(&saved, dtype, device).unwrap(),
                     _ => QwenVl::new(config, 0, device),
                 });
-                let plan = MemoryPlan::new(config, workload, trained, dtype);
+                let plan = MemoryPlan::new(config, workload, trained, Hardware::Cpu, dtype);
                 compare(&format!("{family} | {case} | {choice}"), &plan, measured, &mut failures);
             }
         }
@@ -239,7 +239,7 @@ fn the_published_configurations_have_the_published_sizes() {
     };
     for (name, parameters) in [("qwen2.5-vl-3b", 3_754_622_976), ("qwen2.5-vl-7b", 8_292_166_656)] {
         let config = ModelConfig::from_dir(&path("examples/configs/models").join(name)).unwrap();
-        let plan = MemoryPlan::new(&config, &workload, Trained::default(), FloatDType::BF16);
+        let plan = MemoryPlan::new(&config, &workload, Trained::default(), Hardware::Cpu, FloatDType::BF16);
         assert_eq!((plan.parameters, plan.trained_parameters), (parameters, parameters), "{name}");
         assert_eq!((plan.weights, plan.optimizer), (2 * parameters, 4 * parameters), "{name}");
     }

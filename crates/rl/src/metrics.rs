@@ -23,8 +23,10 @@ pub struct Timing {
     pub credit: Duration,
     /// Forward passes over completions, with and without gradients.
     pub score: Duration,
-    /// Loss, backward passes and optimizer.
+    /// Loss and backward passes.
     pub update: Duration,
+    /// Clipping and optimizer.
+    pub optimizer: Duration,
 }
 
 /// Sums over the tokens of micro-batches, on the host.
@@ -160,13 +162,14 @@ pub(crate) fn timing_metrics(timing: Timing, step: Duration, generated: usize, t
         ("time/credit_s", timing.credit),
         ("time/score_s", timing.score),
         ("time/update_s", timing.update),
+        ("time/optimizer_s", timing.optimizer),
         ("time/step_s", step),
     ]
     .map(|(name, duration)| (name.into(), duration.as_secs_f64()))
     .into();
     let rates = [
         ("tokens/generated_per_s", generated, timing.sample),
-        ("tokens/trained_per_s", trained, timing.score + timing.update),
+        ("tokens/trained_per_s", trained, timing.score + timing.update + timing.optimizer),
     ];
     for (name, tokens, duration) in rates {
         if tokens > 0 && !duration.is_zero() {

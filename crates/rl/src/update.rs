@@ -73,8 +73,10 @@ impl<P: Policy> Trainer<P> {
                     first_update: norms.is_empty(),
                 };
                 let (gradients, found, credited) = self.gradients(&pass_over, pieces)?;
+                let start_of_optimizer = Instant::now();
                 let (gradients, norm) = clip_global_norm(&self.policy, gradients, self.options.max_gradient_norm)?;
                 self.policy = self.optimizer.step(learning_rate, self.policy.clone(), gradients);
+                timing.optimizer += start_of_optimizer.elapsed();
                 sums.add(&found);
                 norms.push(norm);
                 if pass == 0 {
@@ -86,7 +88,7 @@ impl<P: Policy> Trainer<P> {
             }
         }
         self.refresh_reference();
-        let elapsed = start.elapsed();
+        let elapsed = start.elapsed().saturating_sub(timing.optimizer);
         let share = |part: Duration| {
             elapsed.mul_f64((part.as_secs_f64() / sums.busy.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0))
         };

@@ -44,7 +44,7 @@ pub use outcome::Outcome;
 pub use policy::{VlmPolicy, VlmPrompt};
 pub use progress::{Field, Progress};
 pub use recipe::{Destination, Ending, run};
-pub use reinforcement::reinforcement;
+pub use reinforcement::{peak_memory, reinforcement};
 pub use report::write_report;
 pub use run::Run;
 pub use run_directory::RunDirectory;

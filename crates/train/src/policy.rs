@@ -79,7 +79,19 @@ impl VlmPolicy {
     /// # Errors
     /// When the tokenizer has ids that the model has no embedding for.
     pub fn new(model: QwenVl, processor: Arc<Processor>) -> Result<Self, firesight_vlm::Error> {
-        let mask = model.token_mask(processor.suppressed_tokens())?;
+        Self::suppressing(model, processor, [])
+    }
+
+    /// One that never says these tokens either.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and when the model has no such token.
+    pub fn suppressing(
+        model: QwenVl,
+        processor: Arc<Processor>,
+        tokens: impl IntoIterator<Item = u32>,
+    ) -> Result<Self, firesight_vlm::Error> {
+        let mask = model.token_mask(processor.suppressed_tokens().chain(tokens))?;
         Ok(Self { model, speech: Arc::new(Speech { processor, mask }) })
     }
 

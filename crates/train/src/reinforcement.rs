@@ -206,8 +206,9 @@ fn mean_reward(group: &Group<VlmPrompt>) -> f64 {
     totals().sum::<f64>() / totals().count().max(1) as f64
 }
 
-/// Largest resident memory of the process so far, where the operating system tells.
-fn peak_memory() -> Option<f64> {
+/// Largest resident memory of the process so far in bytes, where the operating system tells.
+#[must_use]
+pub fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse().ok()?;

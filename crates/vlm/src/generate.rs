@@ -181,8 +181,7 @@ impl QwenVl {
         if open.len() == groups.len() {
             return self.text().only_tap(&states, embeddings, positions, &mut cache, tap);
         }
-        let chosen = indices(&open, &device);
-        let (states, mut cache) = (states.select(&chosen), cache.select(&chosen));
+        let (states, mut cache) = (states.select(&open), cache.select(&open));
         let positions: Vec<u32> = open.iter().map(|&prompt| positions[prompt]).collect();
         self.text().only_tap(&states, embeddings, &positions, &mut cache, tap);
         // Nothing reads what completions have here that are shorter: any row will do.

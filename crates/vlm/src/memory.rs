@@ -5,7 +5,9 @@
 //!
 //! - A product keeps each factor whose partner has a gradient, a quotient both sides, `exp` and `tanh` their input. Sums,
 //!   casts, slices, reshapes and products with a number keep nothing. Views share their tensor's bytes, a reshape of a
-//!   transposed tensor is a copy, and what nobody else holds is overwritten in place.
+//!   transposed tensor is a copy, and what nobody else holds is overwritten in place. The operations of `fused` keep what
+//!   went into them, attention its probabilities as well.
+//! - The CPU backend holds the result of a matrix product twice while it makes it.
 //! - What an operation kept is released once its backward step has run; steps run from the deepest to the shallowest.
 //!
 //! What it leaves out is small against these tensors: rotary tables, masks, indices, the nodes of the graph, the work
@@ -19,7 +21,7 @@ use crate::config::{Tower, VisionConfig};
 use crate::lora::{last_name, layers};
 use crate::parameters::{Component, Parameter, parameters};
 use crate::vision::attention_scores;
-use crate::{Grid, LoraConfig, ModelConfig, QwenVl};
+use crate::{Grid, LoraConfig, ModelConfig, QwenVl, fused};
 
 /// Bytes of a float32, the type of scores, softmax and logits whatever the weights have.
 const SINGLE: u64 = 4;
@@ -50,6 +52,15 @@ pub struct Trained<'a> {
     pub frozen: &'a [Component],
     /// Adapters of the decoder, and of the vision tower where it is not frozen.
     pub lora: Option<&'a LoraConfig>,
+}
+
+/// What the model runs on. In float32 a CPU keeps less for the backward pass: it has fused operations of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hardware {
+    /// The CPU backend, compiled in by the feature `flex`.
+    Cpu,
+    /// Every other device.
+    Gpu,
 }
 
 /// Bytes that a model takes on one device: one micro-batch at a time, on one thread, with AdamW and no reference policy.
@@ -86,10 +97,17 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// The plan for a model of this configuration whose weights have the type `dtype`. None of them is made.
     #[must_use]
-    pub fn new(config: &ModelConfig, workload: &Workload, trained: Trained<'_>, dtype: FloatDType) -> Self {
+    pub fn new(
+        config: &ModelConfig,
+        workload: &Workload,
+        trained: Trained<'_>,
+        hardware: Hardware,
+        dtype: FloatDType,
+    ) -> Self {
         let model = QwenVl::new_lazy(config, &Device::default());
-        let bytes = DType::from(dtype).size() as u64;
-        Counter { config, workload, trained, bytes, parameters: parameters(&model), layers: layers(&model) }.plan()
+        let (bytes, fused) = (DType::from(dtype).size() as u64, hardware == Hardware::Cpu && dtype == FloatDType::F32);
+        let (parameters, layers) = (parameters(&model), layers(&model));
+        Counter { config, workload, trained, bytes, fused, parameters, layers }.plan()
     }
 
     /// The most that is held while completions are drawn. The optimizer's moments are: they stay where they are.
@@ -139,6 +157,8 @@ struct Counter<'a> {
     trained: Trained<'a>,
     /// Of one value of the weights' type.
     bytes: u64,
+    /// Whether the operations of `fused` are those of the CPU.
+    fused: bool,
     parameters: Vec<Parameter>,
     /// Weights of the linear layers in the towers: those that can have an adapter.
     layers: Vec<Parameter>,
@@ -196,7 +216,7 @@ impl Counter<'_> {
             kv_cache,
             visual_features,
             activations: if_training(vision.kept + decoder.kept),
-            logits: if_training(5 * self.distributions()),
+            logits: if_training(self.distributions_at_once() * self.distributions()),
             generation_peak: weights + optimizer + merged_weights + visual_features + generation,
             training_peak: if_training(
                 weights
@@ -223,11 +243,11 @@ impl Counter<'_> {
         let kept = vision.kept + decoder.kept;
         // Without an entropy bonus nothing consumes the graph of the entropy, which keeps the log-probabilities and the
         // probabilities of the whole vocabulary until the loss goes out of scope.
-        let entropy = 2 * distributions;
+        // The fused operation computes logits again, in parts, and adds up the table's gradient.
+        let entropy = if self.fused { 0 } else { 2 * distributions };
         [
-            // Backward through the distributions: shifted logits, log-probabilities and probabilities were kept, and two
-            // gradients of that size meet.
-            kept + 5 * distributions,
+            // Backward through the distributions.
+            kept + self.distributions_at_once() * distributions,
             // The head's gradient out of that of the logits, which is cast to the weights' type before.
             kept + entropy + distributions + narrow + table,
             // First layer of the backward pass, last of the forward pass.
@@ -246,11 +266,32 @@ impl Counter<'_> {
         .unwrap_or(0)
     }
 
-    /// One float32 for every completion token and vocabulary entry of a micro-batch.
+    /// One float32 for every vocabulary entry and completion token of a micro-batch, or as many tokens of it as are
+    /// scored at a time.
     fn distributions(&self) -> u64 {
         let work = self.workload;
-        let rows = (work.prompts * work.completions * work.completion_tokens) as u64;
-        SINGLE * rows * self.sizes().vocabulary
+        let rows = work.prompts * work.completions * work.completion_tokens;
+        let vocabulary = self.config.text_config.vocab_size;
+        let rows = if self.fused { rows.min(fused::rows_scored_together(vocabulary)) } else { rows };
+        SINGLE * (rows * vocabulary) as u64
+    }
+
+    /// Logits are computed again, a part at a time, and a product exists twice while it is made. Or shifted logits,
+    /// log-probabilities and probabilities were kept, and two gradients of that size meet.
+    fn distributions_at_once(&self) -> u64 {
+        if self.fused { 2 } else { 5 }
+    }
+
+    /// What a softmax keeps of a score: itself, or the shifted score and its exponential in float32, and for the product
+    /// with the values the probability.
+    fn score(&self) -> u64 {
+        if self.fused { SINGLE } else { 2 * SINGLE + self.bytes }
+    }
+
+    /// What SwiGLU keeps for every number of its hidden state: gate and up; without the fused operation also the gate's
+    /// sigmoid and their product.
+    fn swiglu(&self) -> u64 {
+        self.bytes * if self.fused { 2 } else { 4 }
     }
 
     /// The two forward passes of a micro-batch through the decoder.
@@ -274,23 +315,21 @@ impl Counter<'_> {
             + if self.config.text_config.qk_norm { self.rms_norm(query + key, Component::Decoder, false) } else { 0 };
         // The scaled query, key and value of the two products, and the input of the output projection.
         let attention = bytes * (query + 2 * key + query * u64::from(linear("o_proj")));
-        // SwiGLU: gate, its sigmoid, their product, up, and the input of the down projection.
-        let mlp = bytes * inner * (4 + u64::from(linear("down_proj")));
+        // With the input of the down projection.
+        let mlp = inner * (self.swiglu() + bytes * u64::from(linear("down_proj")));
         let token = norms + attention + mlp;
-        // Softmax keeps the shifted scores and their exponentials in float32; the product with the values keeps the
-        // probabilities.
-        let score = 2 * SINGLE + bytes;
 
         let [prompts, completions] = self.passes();
         let (prompt, own) = (prompts.rows, completions.rows);
         let prompt_scores = prompts.batches * heads * prompt.pow(2);
         let queries = completions.batches * heads * own;
-        // Completions keep their query a second time, row by row for the product with the prompt's keys, and a copy of
-        // the probabilities for the product with its values.
+        // Put together from small operations, completions keep their query a second time, row by row for the product
+        // with the prompt's keys, and a copy of the probabilities for the product with its values.
         let copies = completions.batches * own * bytes * query + queries * prompt * bytes;
+        let copies = if self.fused { 0 } else { copies };
         let completion_scores = queries * (prompt + own);
         let rows = prompts.batches * prompt + completions.batches * own;
-        let layer = rows * token + (prompt_scores + completion_scores) * score + copies;
+        let layer = rows * token + (prompt_scores + completion_scores) * self.score() + copies;
         let last_norm = rows * self.rms_norm(hidden, Component::Decoder, false);
 
         let (mut composed, mut waiting, mut largest) = (0, 0, 0);
@@ -342,7 +381,7 @@ impl Counter<'_> {
             // As in the decoder.
             Tower::Qwen2_5 { .. } => (
                 norm(Component::Vision, linear("gate_proj") || linear("up_proj"))
-                    + bytes * inner * (4 + u64::from(linear("down_proj"))),
+                    + inner * (self.swiglu() + bytes * u64::from(linear("down_proj"))),
                 1,
             ),
             // GELU by tanh: its input, that of tanh, one plus tanh, and the input of the second layer.
@@ -358,7 +397,7 @@ impl Counter<'_> {
             let pixels = (vision.in_channels * vision.temporal_patch_size * vision.patch_size.pow(2)) as u64;
             let depth = vision.depth as u64;
             tape.kept += patches * (depth * (attention + mlp) + bytes * pixels * u64::from(whole))
-                + scores.iter().sum::<u64>() * (2 * SINGLE + bytes)
+                + scores.iter().sum::<u64>() * self.score()
                 + composed;
             let most = scores.into_iter().max().unwrap_or(0);
             tape.transient = (2 * SINGLE * most).max(2 * bytes * inner * patches);
@@ -415,18 +454,20 @@ impl Counter<'_> {
         // One token of every completion: the prompts' hidden states stay, logits are there as they come, on the host,
         // and of the token before; a layer holds scores three times and three hidden states.
         let logits = 3 * SINGLE * completions * vocabulary + CANDIDATE * vocabulary;
-        let layer = completions * (3 * SINGLE * heads * (prompt + own) + 3 * bytes * inner);
+        let scores = if self.fused { 2 * SINGLE } else { 3 * SINGLE } * heads * (prompt + own);
+        let layer = completions * (scores + 3 * bytes * inner);
         let decode = kv_cache + bytes * tokens * hidden + logits + layer;
         let vision = self.vision_forward(self.workload.generation_prompts);
         (kv_cache, vision.max(prefill).max(decode))
     }
 
     /// What RMSNorm keeps of a row of `width` values: the input; the same in float32 where that is another type, for its
-    /// square; the normalised input for the gradient of the scale; and the output where a linear layer reads it whose
+    /// square; without the fused operation the normalised input for the gradient of the scale; and the output where a linear layer reads it whose
     /// weight has a gradient.
     fn rms_norm(&self, width: u64, component: Component, read_by_linear: bool) -> u64 {
         let squared = if self.bytes == SINGLE { 0 } else { SINGLE };
-        let kept = 1 + u64::from(self.is_trained(component)) + u64::from(read_by_linear);
+        let normalised = !self.fused && self.is_trained(component);
+        let kept = 1 + u64::from(normalised) + u64::from(read_by_linear);
         width * (self.bytes * kept + squared)
     }
 

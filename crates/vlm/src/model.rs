@@ -2,11 +2,11 @@
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::config::ModelConfig;
 use crate::features::FrozenVision;
+use crate::fused::{Scoring, score};
 use crate::initialize::initialize;
 use crate::lora::LoraConfig;
 use crate::probe::{Probe, Probed, Tap, indices};
@@ -74,7 +74,6 @@ pub(crate) struct EncodedPrompts {
     pub(crate) states: PromptStates,
     /// Position of each prompt's first completion token.
     pub(crate) next_positions: Vec<u32>,
-    lengths: Vec<usize>,
     /// See [`Probed::image_attention`].
     pub(crate) image_attention: Option<Vec<Tensor<1>>>,
 }
@@ -98,13 +97,11 @@ impl TokenMask {
         self.allowed[id]
     }
 
-    /// What to add to logits, or `None` when everything is allowed.
-    fn bias(&self, device: &Device) -> Option<Tensor<2>> {
+    /// What to add to logits.
+    fn bias(&self) -> Vec<f32> {
         // Finite, so that zero probability times its logarithm is zero and not NaN.
         const SUPPRESSED: f32 = -1e9;
-        let values: Vec<f32> = self.allowed.iter().map(|&allowed| if allowed { 0.0 } else { SUPPRESSED }).collect();
-        let size = values.len();
-        self.allowed.contains(&false).then(|| Tensor::from_data(TensorData::new(values, [1, size]), device))
+        self.allowed.iter().map(|&allowed| if allowed { 0.0 } else { SUPPRESSED }).collect()
     }
 }
 
@@ -226,25 +223,16 @@ impl QwenVl {
         for (completion_index, (row, completion)) in rows(batch, width).enumerate() {
             for (t, &id) in completion.iter().enumerate() {
                 states.push(if t == 0 { (row / width) as i64 } else { (batch.len() + row * fed + t - 1) as i64 });
-                targets.push(i64::from(id));
+                targets.push(id);
                 slots[completion_index * tokens + t] = targets.len() as i64;
             }
         }
-        let count = targets.len();
         let index = |values: Vec<i64>| {
             let length = values.len();
             Tensor::<1, Int>::from_data(TensorData::new(values, [length]), &device)
         };
-        let mut logits = self.logits(hidden.select(0, index(states)));
-        if (temperature - 1.0).abs() > f32::EPSILON {
-            logits = logits / temperature;
-        }
-        if let Some(bias) = mask.bias(&device) {
-            logits = logits + bias;
-        }
-        let distribution = log_softmax(logits, 1);
-        let log_probs = distribution.clone().gather(1, index(targets).reshape([count, 1]));
-        let entropy = (distribution.clone().exp() * distribution).sum_dim(1).neg();
+        let scoring = Scoring { targets, bias: mask.bias(), temperature };
+        let scores = score(hidden.select(0, index(states)), self.head(), scoring);
         // Slot 0 is the padding's zero.
         let slots = index(slots);
         let spread = |values: Tensor<2>| {
@@ -260,19 +248,23 @@ impl QwenVl {
             attention.found(attention.visual_keys(&prompts, &encoded.states), heads, response)
         });
         Ok(CompletionScores {
-            log_probs: spread(log_probs),
-            entropy: spread(entropy),
+            log_probs: spread(scores.clone().narrow(1, 0, 1)),
+            entropy: spread(scores.narrow(1, 1, 1)),
             probed: Probed { attention, image_attention: encoded.image_attention },
         })
     }
 
     /// Logits of hidden states `[rows, hidden_size]`: `[rows, vocab_size]`, in float32.
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        let logits = match &self.lm_head {
-            Some(head) => head.forward(hidden),
-            None => hidden.matmul(self.model.language_model.embed_tokens.weight.val().transpose()),
-        };
-        logits.cast(DType::F32)
+        hidden.matmul(self.head()).cast(DType::F32)
+    }
+
+    /// The output head: `[hidden_size, vocab_size]`.
+    fn head(&self) -> Tensor<2> {
+        match &self.lm_head {
+            Some(head) => head.weight.val(),
+            None => self.model.language_model.embed_tokens.weight.val().transpose(),
+        }
     }
 
     /// Logits of the whole of each prompt, `[prompts, tokens, vocab_size]`, rows right-padded.
@@ -380,7 +372,7 @@ impl QwenVl {
         }
         let before_rope = probe.is_some_and(Probe::before_rope);
         let states = text.prompt(embeddings, &lengths, &positions, deepstack, before_rope);
-        Ok(EncodedPrompts { states, next_positions, lengths, image_attention })
+        Ok(EncodedPrompts { states, next_positions, image_attention })
     }
 
     /// Multimodal positions of a prompt; returns the position of what follows it.
@@ -422,7 +414,7 @@ fn rows<'a>(batch: &'a [Scored<'a>], width: usize) -> impl Iterator<Item = (usiz
 pub(crate) fn last_hidden(encoded: &EncodedPrompts) -> Tensor<2> {
     let [prompts, tokens, width] = encoded.states.hidden.dims();
     let last: Vec<i64> =
-        encoded.lengths.iter().enumerate().map(|(row, length)| (row * tokens + length - 1) as i64).collect();
+        encoded.states.lengths.iter().enumerate().map(|(row, length)| (row * tokens + length - 1) as i64).collect();
     let last = Tensor::<1, Int>::from_data(TensorData::new(last, [prompts]), &encoded.states.hidden.device());
     encoded.states.hidden.clone().reshape([prompts * tokens, width]).select(0, last)
 }

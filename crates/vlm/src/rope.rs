@@ -3,18 +3,19 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::TextConfig;
+use crate::fused::rotate;
 
 /// Cosines and sines for a set of positions in float32, ready to broadcast over queries and keys of any float type.
 #[derive(Debug, Clone)]
-pub(crate) struct Rotary<const D: usize> {
-    cos: Tensor<D>,
-    sin: Tensor<D>,
+pub(crate) struct Rotary {
+    cos: Tensor<4>,
+    sin: Tensor<4>,
 }
 
-impl<const D: usize> Rotary<D> {
+impl Rotary {
     /// From one angle per frequency: `angles` has the row length `head_dim / 2`, `shape` the full `head_dim`.
-    fn from_angles(angles: &[f32], shape: [usize; D], device: &Device) -> Self {
-        let half = shape[D - 1] / 2;
+    fn from_angles(angles: &[f32], shape: [usize; 4], device: &Device) -> Self {
+        let half = shape[3] / 2;
         // Both halves of a head share their angles (the "rotate half" convention).
         let table = |f: fn(f64) -> f64| {
             let mut values = Vec::with_capacity(angles.len() * 2);
@@ -28,29 +29,9 @@ impl<const D: usize> Rotary<D> {
         Self { cos: table(f64::cos), sin: table(f64::sin) }
     }
 
-    /// Rotates `x`, whose last axis is a head.
-    pub(crate) fn apply(&self, x: Tensor<D>) -> Tensor<D> {
-        let half = x.dims()[D - 1] / 2;
-        let [cos, sin] = [&self.cos, &self.sin].map(|table| table.clone().cast(x.dtype()));
-        let first = x.clone().narrow(D - 1, 0, half);
-        let second = x.clone().narrow(D - 1, half, half);
-        x * cos + Tensor::cat(vec![second.neg(), first], D - 1) * sin
-    }
-}
-
-impl Rotary<4> {
-    /// The tables of `[prompts, ...]` once for every completion: `[prompts x completions, ...]`.
-    pub(crate) fn for_completions(&self, completions: usize) -> Self {
-        let repeat = |table: &Tensor<4>| {
-            let [prompts, tokens, heads, dim] = table.dims();
-            table.clone().unsqueeze_dim::<5>(1).expand([prompts, completions, tokens, heads, dim]).reshape([
-                prompts * completions,
-                tokens,
-                heads,
-                dim,
-            ])
-        };
-        Self { cos: repeat(&self.cos), sin: repeat(&self.sin) }
+    /// Rotates `[rows, tokens, heads, head_dim]`, and puts heads before tokens.
+    pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        rotate(x, &self.cos, &self.sin)
     }
 }
 
@@ -95,7 +76,7 @@ impl MultimodalRope {
 
     /// Tables for `rows` x `columns` positions given row by row: `[rows, columns, 1, head_dim]`, which broadcasts over
     /// heads.
-    pub(crate) fn tables(&self, positions: &[Position], rows: usize, device: &Device) -> Rotary<4> {
+    pub(crate) fn tables(&self, positions: &[Position], rows: usize, device: &Device) -> Rotary {
         let mut angles = Vec::with_capacity(positions.len() * self.axes.len());
         for position in positions {
             angles.extend(
@@ -112,7 +93,7 @@ impl MultimodalRope {
 /// The vision tower's rotary embedding: half of a head's frequencies turn with the row, half with the column.
 ///
 /// `coordinates` are (row, column) of every patch; the tables have the shape `[1, patches, 1, head_dim]`.
-pub(crate) fn vision_rotary(coordinates: &[(usize, usize)], head_dim: usize, device: &Device) -> Rotary<4> {
+pub(crate) fn vision_rotary(coordinates: &[(usize, usize)], head_dim: usize, device: &Device) -> Rotary {
     const BASE: f64 = 10_000.0;
     let frequencies = inverse_frequencies(head_dim / 2, BASE);
     let mut angles = Vec::with_capacity(coordinates.len() * head_dim / 2);

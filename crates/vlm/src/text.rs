@@ -5,22 +5,18 @@
 //! Scoring and decoding are the same code; gradients flow through both passes. This is the attention of one long
 //! sequence per completion, computed without repeating the prompt.
 //!
-//! Scores and softmax are computed in float32, everything else in the float type of the weights.
-//!
 //! Field names are those of the published weights.
+
+use std::sync::Arc;
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use crate::config::TextConfig;
-use crate::probe::Tap;
+use crate::fused::{Attended, attend, rms_norm, swiglu};
+use crate::probe::{Tap, indices};
 use crate::rope::{MultimodalRope, Position, Rotary};
-
-/// Added to the scores of positions that must not be seen. Finite, so that a row without any visible position stays
-/// free of NaN.
-const MASKED: f32 = -1e30;
 
 /// The decoder without its output head.
 #[derive(Module, Debug)]
@@ -92,8 +88,8 @@ pub(crate) struct PromptStates {
     pub(crate) layers: Vec<KeyValue<4>>,
     /// Keys of the last layer before the rotary embedding, same shape; kept on request.
     pub(crate) last_key_before_rope: Option<Tensor<4>>,
-    /// Hides the padding: `[prompts, 1, 1, tokens]` of zeros and [`MASKED`]. `None` when there is no padding.
-    padding: Option<Tensor<4>>,
+    /// Tokens of every prompt.
+    pub(crate) lengths: Arc<[usize]>,
 }
 
 /// Keys and values that completions have produced so far, in preallocated tensors: decoding appends to them.
@@ -108,7 +104,7 @@ impl TextModel {
         Self {
             embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device),
             layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(config, device)).collect(),
-            norm: rms_norm(config.hidden_size, config, device),
+            norm: norm(config.hidden_size, config, device),
             rope: MultimodalRope::new(config),
         }
     }
@@ -128,15 +124,16 @@ impl TextModel {
         let [prompts, tokens, _] = embeddings.dims();
         let device = embeddings.device();
         let rotary = self.rope.tables(positions, prompts, &device);
-        // Padding comes after every real token, so the causal mask alone hides it from them.
-        let mask = causal_mask(tokens, tokens, &device);
+        let lengths: Arc<[usize]> = lengths.into();
+        // Padding comes after every real token, so that it is hidden from them without more.
+        let attended = Attended::new(&embeddings, Arc::clone(&lengths), 0, Some(tokens), tokens, self.heads().dim);
         let mut deepstack = deepstack.into_iter();
         let mut layers = Vec::with_capacity(self.layers.len());
         let mut last_key_before_rope = None;
         let mut x = embeddings;
         for (index, layer) in self.layers.iter().enumerate() {
             let projected = layer.project(x.clone(), &rotary);
-            let attended = layer.self_attn.attend_self(projected.query_after_rope, &projected.key_value, &mask);
+            let attended = layer.self_attn.attend_self(projected.query_after_rope, &projected.key_value, &attended);
             x = layer.finish(x, attended);
             if let Some(features) = deepstack.next() {
                 x = x + features;
@@ -146,14 +143,7 @@ impl TextModel {
             }
             layers.push(projected.key_value);
         }
-        let padding = lengths.iter().any(|&length| length < tokens).then(|| {
-            let values: Vec<f32> = lengths
-                .iter()
-                .flat_map(|&length| (0..tokens).map(move |i| if i < length { 0.0 } else { MASKED }))
-                .collect();
-            Tensor::from_data(TensorData::new(values, [prompts, 1, 1, tokens]), &device)
-        });
-        PromptStates { hidden: self.norm.forward(x), layers, last_key_before_rope, padding }
+        PromptStates { hidden: rms_norm(&self.norm, x), layers, last_key_before_rope, lengths }
     }
 
     /// Runs completion tokens behind their prompts and returns the final hidden states, normalised, same shape.
@@ -183,7 +173,7 @@ impl TextModel {
         if let Some(cache) = cache {
             cache.length += tokens;
         }
-        self.norm.forward(x).reshape(shape)
+        rms_norm(&self.norm, x).reshape(shape)
     }
 
     /// Only what `tap` takes of the completions that [`Self::complete`] would run.
@@ -218,9 +208,12 @@ impl TextModel {
         let start = cache.map_or(0, |cache| cache.length);
         let positions: Vec<Position> =
             positions.iter().flat_map(|&first| (0..tokens as u32).map(move |i| [first + i; 3])).collect();
-        let rotary = self.rope.tables(&positions, prompts, &device).for_completions(completions);
-        let mask = (tokens > 1).then(|| causal_mask(tokens, start + tokens, &device));
-        Completing { prompt, prompts, completions, start, rotary, mask }
+        let rotary = self.rope.tables(&positions, prompts, &device);
+        let prompt_tokens = prompt.hidden.dims()[1];
+        let lengths = Arc::clone(&prompt.lengths);
+        let attended =
+            Attended::new(embeddings, lengths, prompt_tokens, Some(tokens), start + tokens, self.heads().dim);
+        Completing { prompt, prompts, completions, start, rotary, attended }
     }
 
     /// How many heads its layers have.
@@ -236,8 +229,8 @@ struct Completing<'a> {
     completions: usize,
     /// Tokens in the cache before these.
     start: usize,
-    rotary: Rotary<4>,
-    mask: Option<Tensor<2>>,
+    rotary: Rotary,
+    attended: Attended,
 }
 
 impl Completing<'_> {
@@ -266,13 +259,14 @@ impl Completing<'_> {
         let tokens = query.dims()[2];
         let query =
             query.reshape([prompts, completions, heads.key, heads.sharing() * tokens, heads.dim]).swap_dims(1, 2);
-        let attended = layer.self_attn.attend_prompt_and_own(
-            query,
-            &self.prompt.layers[index],
-            self.prompt.padding.as_ref(),
-            &own,
-            self.mask.as_ref(),
-        );
+        let prompt = self.prompt.layers[index].clone();
+        let attended = attend(query, [prompt.key, prompt.value], [own.key, own.value], &self.attended);
+        let attended = attended
+            .reshape([prompts, heads.key, completions, heads.sharing(), tokens * heads.dim])
+            .permute([0, 2, 1, 3, 4])
+            .reshape([prompts * completions, heads.query, tokens, heads.dim])
+            .swap_dims(1, 2)
+            .reshape([prompts * completions, tokens, heads.query * heads.dim]);
         layer.finish(x, attended)
     }
 }
@@ -280,8 +274,10 @@ impl Completing<'_> {
 impl PromptStates {
     /// What [`TextModel::only_tap`] reads of some prompts, all layers but the last; of the others, a layer goes before
     /// the next is copied.
-    pub(crate) fn select(mut self, prompts: &Tensor<1, Int>) -> Self {
+    pub(crate) fn select(mut self, prompts: &[usize]) -> Self {
         self.layers.pop();
+        let lengths = prompts.iter().map(|&prompt| self.lengths[prompt]).collect();
+        let prompts = indices(prompts, &self.hidden.device());
         let select = |t: Tensor<4>| t.select(0, prompts.clone());
         Self {
             hidden: self.hidden.select(0, prompts.clone()),
@@ -291,7 +287,7 @@ impl PromptStates {
                 .map(|layer| KeyValue { key: select(layer.key), value: select(layer.value) })
                 .collect(),
             last_key_before_rope: self.last_key_before_rope.map(select),
-            padding: self.padding.map(select),
+            lengths,
         }
     }
 }
@@ -313,8 +309,9 @@ impl CompletionCache {
     }
 
     /// The same of the completions of some prompts.
-    pub(crate) fn select(mut self, prompts: &Tensor<1, Int>) -> Self {
+    pub(crate) fn select(mut self, prompts: &[usize]) -> Self {
         self.layers.pop();
+        let Some(prompts) = self.layers.first().map(|layer| indices(prompts, &layer.key.device())) else { return self };
         let select = |t: Tensor<5>| t.select(0, prompts.clone());
         let layers = self.layers.into_iter();
         let layers = layers.map(|layer| KeyValue { key: select(layer.key), value: select(layer.value) });
@@ -349,11 +346,11 @@ impl DecoderLayer {
         let qkv = |heads| {
             LinearConfig::new(config.hidden_size, heads * config.head_dim).with_bias(config.qkv_bias).init(device)
         };
-        let qk_norm = || config.qk_norm.then(|| rms_norm(config.head_dim, config, device));
+        let qk_norm = || config.qk_norm.then(|| norm(config.head_dim, config, device));
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let heads = Heads { query: config.num_attention_heads, key: config.num_key_value_heads, dim: config.head_dim };
         Self {
-            input_layernorm: rms_norm(hidden, config, device),
+            input_layernorm: norm(hidden, config, device),
             self_attn: Attention {
                 q_proj: qkv(heads.query),
                 k_proj: qkv(heads.key),
@@ -363,7 +360,7 @@ impl DecoderLayer {
                 k_norm: qk_norm(),
                 heads,
             },
-            post_attention_layernorm: rms_norm(hidden, config, device),
+            post_attention_layernorm: norm(hidden, config, device),
             mlp: Mlp {
                 gate_proj: linear(hidden, inner),
                 up_proj: linear(hidden, inner),
@@ -373,113 +370,53 @@ impl DecoderLayer {
     }
 
     /// Queries, keys and values of the residual stream.
-    fn project(&self, x: Tensor<3>, rotary: &Rotary<4>) -> Projected {
-        self.self_attn.project(self.input_layernorm.forward(x), rotary)
+    fn project(&self, x: Tensor<3>, rotary: &Rotary) -> Projected {
+        self.self_attn.project(rms_norm(&self.input_layernorm, x), rotary)
     }
 
     /// What follows attention: the residual and the feed-forward half. `attended` is in heads, `x` in the stream.
     fn finish(&self, x: Tensor<3>, attended: Tensor<3>) -> Tensor<3> {
         let x = x + self.self_attn.o_proj.forward(attended);
-        let y = self.post_attention_layernorm.forward(x.clone());
-        let y = silu(self.mlp.gate_proj.forward(y.clone())) * self.mlp.up_proj.forward(y);
+        let y = rms_norm(&self.post_attention_layernorm, x.clone());
+        let y = swiglu(self.mlp.gate_proj.forward(y.clone()), self.mlp.up_proj.forward(y));
         x + self.mlp.down_proj.forward(y)
     }
 }
 
 impl Attention {
-    fn project(&self, x: Tensor<3>, rotary: &Rotary<4>) -> Projected {
+    fn project(&self, x: Tensor<3>, rotary: &Rotary) -> Projected {
         let [rows, tokens, _] = x.dims();
         let heads = |t: Tensor<3>, count| t.reshape([rows, tokens, count, self.heads.dim]);
         let normed = |norm: &Option<RmsNorm>, x: Tensor<4>| match norm {
-            Some(norm) => norm.forward(x),
+            Some(norm) => rms_norm(norm, x),
             None => x,
         };
         let query = normed(&self.q_norm, heads(self.q_proj.forward(x.clone()), self.heads.query));
         let key = normed(&self.k_norm, heads(self.k_proj.forward(x.clone()), self.heads.key));
         let value = heads(self.v_proj.forward(x), self.heads.key);
         Projected {
-            query_after_rope: rotary.apply(query.clone()).swap_dims(1, 2),
+            query_after_rope: rotary.apply(query.clone()),
             query_before_rope: query.swap_dims(1, 2),
-            key_value: KeyValue { key: rotary.apply(key.clone()).swap_dims(1, 2), value: value.swap_dims(1, 2) },
+            key_value: KeyValue { key: rotary.apply(key.clone()), value: value.swap_dims(1, 2) },
             key_before_rope: key.swap_dims(1, 2),
         }
     }
 
-    fn scale(&self) -> f64 {
-        (self.heads.dim as f64).powf(-0.5)
-    }
-
     /// Causal attention of rows to themselves; returns `[rows, tokens, query heads x head_dim]`.
-    fn attend_self(&self, query: Tensor<4>, own: &KeyValue<4>, mask: &Tensor<2>) -> Tensor<3> {
+    fn attend_self(&self, query: Tensor<4>, own: &KeyValue<4>, attended: &Attended) -> Tensor<3> {
         let Heads { query: query_heads, key: key_heads, dim } = self.heads;
         let [rows, _, tokens, _] = query.dims();
-        let shared = query_heads / key_heads;
         // The query heads of one key head become further rows of one matrix product.
-        let query = query.reshape([rows, key_heads, shared * tokens, dim]) * self.scale();
-        let scores = query.matmul(own.key.clone().swap_dims(2, 3)).reshape([rows, key_heads, shared, tokens, tokens]);
-        let scores =
-            (scores.cast(DType::F32) + mask.clone().unsqueeze()).reshape([rows, key_heads, shared * tokens, tokens]);
-        softmax(scores, 3)
-            .cast(own.value.dtype())
-            .matmul(own.value.clone())
+        let query = query.reshape([rows, key_heads, 1, query_heads / key_heads * tokens, dim]);
+        let nothing = || Tensor::zeros([rows, key_heads, 0, dim], (&query.device(), query.dtype()));
+        let own = [&own.key, &own.value].map(|own| own.clone().unsqueeze_dim::<5>(2));
+        attend(query.clone(), [nothing(), nothing()], own, attended)
             .reshape([rows, query_heads, tokens, dim])
             .swap_dims(1, 2)
             .reshape([rows, tokens, query_heads * dim])
     }
-
-    /// Attention of completions to their prompt and to themselves under one softmax; returns `[prompts x completions,
-    /// tokens, query heads x head_dim]`.
-    fn attend_prompt_and_own(
-        &self,
-        query: Tensor<5>,
-        prompt: &KeyValue<4>,
-        padding: Option<&Tensor<4>>,
-        own: &KeyValue<5>,
-        mask: Option<&Tensor<2>>,
-    ) -> Tensor<3> {
-        let Heads { query: query_heads, key: key_heads, dim } = self.heads;
-        let shared = query_heads / key_heads;
-        let [prompts, _, completions, rows, _] = query.dims();
-        let tokens = rows / shared;
-        let (prompt_tokens, own_tokens) = (prompt.key.dims()[2], own.key.dims()[3]);
-        let query = query * self.scale();
-
-        // All completions of a prompt are rows of one product with its keys: nothing is repeated.
-        let flat = query.clone().reshape([prompts, key_heads, completions * rows, dim]);
-        let mut to_prompt = flat.matmul(prompt.key.clone().swap_dims(2, 3)).cast(DType::F32);
-        if let Some(padding) = padding {
-            to_prompt = to_prompt + padding.clone();
-        }
-        let to_prompt = to_prompt.reshape([prompts, key_heads, completions, rows, prompt_tokens]);
-        let mut to_own = query.matmul(own.key.clone().swap_dims(3, 4)).cast(DType::F32);
-        if let Some(mask) = mask {
-            to_own = (to_own.reshape([prompts, key_heads, completions * shared, tokens, own_tokens])
-                + mask.clone().unsqueeze())
-            .reshape([prompts, key_heads, completions, rows, own_tokens]);
-        }
-        let probabilities = softmax(Tensor::cat(vec![to_prompt, to_own], 4), 4).cast(own.value.dtype());
-        let from_prompt = probabilities
-            .clone()
-            .narrow(4, 0, prompt_tokens)
-            .reshape([prompts, key_heads, completions * rows, prompt_tokens])
-            .matmul(prompt.value.clone())
-            .reshape([prompts, key_heads, completions, rows, dim]);
-        let from_own = probabilities.narrow(4, prompt_tokens, own_tokens).matmul(own.value.clone());
-        (from_prompt + from_own)
-            .reshape([prompts, key_heads, completions, shared, tokens * dim])
-            .permute([0, 2, 1, 3, 4])
-            .reshape([prompts * completions, query_heads, tokens, dim])
-            .swap_dims(1, 2)
-            .reshape([prompts * completions, tokens, query_heads * dim])
-    }
 }
 
-/// `[queries, keys]` of zeros and [`MASKED`]; the last query sees every key.
-fn causal_mask(queries: usize, keys: usize, device: &Device) -> Tensor<2> {
-    let hidden = Tensor::<2, Bool>::tril_mask([queries, keys], (keys - queries) as i64, device);
-    Tensor::zeros([queries, keys], device).mask_fill(hidden, MASKED)
-}
-
-fn rms_norm(width: usize, config: &TextConfig, device: &Device) -> RmsNorm {
+fn norm(width: usize, config: &TextConfig, device: &Device) -> RmsNorm {
     RmsNormConfig::new(width).with_epsilon(config.rms_norm_eps).init(device)
 }

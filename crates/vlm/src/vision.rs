@@ -9,10 +9,11 @@
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::activation::{gelu, gelu_approximate, silu, softmax};
+use burn::tensor::activation::{gelu, gelu_approximate, softmax};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::config::{Tower, VisionConfig};
+use crate::fused::{Attended, attend, rms_norm, swiglu};
 use crate::preprocess::{Grid, ProcessedImage};
 use crate::probe::without_graph;
 use crate::rope::{Rotary, vision_rotary};
@@ -427,7 +428,7 @@ impl Norm {
     fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Layer(norm) => norm.forward(x),
-            Self::Rms(norm) => norm.forward(x),
+            Self::Rms(norm) => rms_norm(norm, x),
         }
     }
 }
@@ -451,7 +452,9 @@ impl VisionMlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Self::Gelu(mlp) => mlp.linear_fc2.forward(gelu_approximate(mlp.linear_fc1.forward(x))),
-            Self::SwiGlu(mlp) => mlp.down_proj.forward(silu(mlp.gate_proj.forward(x.clone())) * mlp.up_proj.forward(x)),
+            Self::SwiGlu(mlp) => {
+                mlp.down_proj.forward(swiglu(mlp.gate_proj.forward(x.clone()), mlp.up_proj.forward(x)))
+            }
         }
     }
 }
@@ -474,7 +477,7 @@ impl VisionBlock {
     fn forward(
         &self,
         x: Tensor<3>,
-        rotary: &Rotary<4>,
+        rotary: &Rotary,
         spans: &[Span],
         received: Option<&mut Option<Tensor<2>>>,
     ) -> Tensor<3> {
@@ -489,7 +492,7 @@ impl VisionAttention {
     fn forward(
         &self,
         x: Tensor<3>,
-        rotary: &Rotary<4>,
+        rotary: &Rotary,
         spans: &[Span],
         mut received: Option<&mut Option<Tensor<2>>>,
     ) -> Tensor<3> {
@@ -499,26 +502,35 @@ impl VisionAttention {
         let part = |index: usize| {
             qkv.clone().narrow(2, index * hidden, hidden).reshape([images, patches, self.num_heads, head_dim])
         };
-        let value = part(2);
+        let value = part(2).swap_dims(1, 2);
         // In float32 whatever the weights are, as in transformers.
         let rotated = |index| rotary.apply(part(index).cast(DType::F32)).cast(value.dtype());
-        let (query, key) = (rotated(0) * (head_dim as f64).powf(-0.5), rotated(1));
+        let (query, key) = (rotated(0), rotated(1));
         let mut start = 0;
         let mut attended = Vec::with_capacity(spans.len());
         for span in spans {
             let groups = |t: &Tensor<4>| {
                 t.clone()
-                    .narrow(1, start, span.count * span.patches)
-                    .reshape([images * span.count, span.patches, self.num_heads, head_dim])
+                    .narrow(2, start, span.count * span.patches)
+                    .reshape([images, self.num_heads, span.count, span.patches, head_dim])
                     .swap_dims(1, 2)
+                    .reshape([images * span.count, self.num_heads, 1, span.patches, head_dim])
             };
-            let scores = groups(&query).matmul(groups(&key).swap_dims(2, 3)).cast(DType::F32);
-            let probabilities = softmax(scores, 3);
+            let (query, key, value) = (groups(&query), groups(&key), groups(&value));
             if let Some(received) = received.as_deref_mut() {
-                let mean = without_graph(probabilities.clone()).mean_dim(1).mean_dim(2);
-                *received = Some(mean.reshape([images, span.patches]));
+                let [query, key] = [&query, &key].map(|t| without_graph(t.clone()));
+                let scores = query.matmul(key.swap_dims(3, 4)).cast(DType::F32) * (head_dim as f64).powf(-0.5);
+                *received = Some(softmax(scores, 4).mean_dim(1).mean_dim(3).reshape([images, span.patches]));
             }
-            let mixed = probabilities.cast(value.dtype()).matmul(groups(&value)).swap_dims(1, 2);
+            let nothing = || {
+                let shape = [images * span.count, self.num_heads, 0, head_dim];
+                Tensor::zeros(shape, (&query.device(), query.dtype()))
+            };
+            let lengths = vec![0; images * span.count].into();
+            let seen = Attended::new(&query, lengths, 0, None, span.patches, head_dim);
+            let mixed = attend(query.clone(), [nothing(), nothing()], [key, value], &seen)
+                .reshape([images * span.count, self.num_heads, span.patches, head_dim])
+                .swap_dims(1, 2);
             attended.push(mixed.reshape([images, span.count * span.patches, hidden]));
             start += span.count * span.patches;
         }
