@@ -9,8 +9,8 @@ use burn::optim::SgdConfig;
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use firesight_rl::{
-    AdvantageEstimator, Algorithm, Completion, Error, Group, Options, Policy, Reward, Sampling, Scores, SignalSet,
-    Signals, Trainer, Uniform,
+    AdvantageEstimator, Algorithm, Completion, Error, Group, Options, Policy, Positions, Reward, Sampling, Scores,
+    SignalSet, Signals, Trainer, Uniform,
 };
 
 const COMPLETIONS: usize = 8;
@@ -29,7 +29,12 @@ impl Policy for Free {
         let sampled: Vec<f32> = answers.flat_map(|answer| answer.log_probs.iter().copied()).collect();
         let sampled = TensorData::new(sampled, [groups.len() * COMPLETIONS, TOKENS]);
         let log_probs = Tensor::from_data(sampled, &self.shift.val().device()) + self.shift.val();
-        Ok(Scores { entropy: log_probs.clone().detach().neg(), log_probs, signals: Signals::default() })
+        Ok(Scores {
+            entropy: log_probs.clone().detach().neg(),
+            log_probs,
+            signals: Signals::default(),
+            positions: Positions::default(),
+        })
     }
 }
 

@@ -113,7 +113,7 @@ struct Step {
 fn main() -> anyhow::Result<()> {
     let start = Instant::now();
     let arguments = Arguments::parse();
-    // Before anything touches rayon: outside of the update, its pool has the threads.
+    // Images are prepared on rayon's own threads; a step has its own.
     rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).build_global()?;
     let mut trainer = trainer(&arguments)?;
     let questions = questions(&arguments.model)?;

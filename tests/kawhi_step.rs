@@ -110,7 +110,7 @@ fn the_weights_of_a_step_are_those_of_the_equations() {
             let selected = if selected.is_empty() { (0..cells).collect() } else { selected };
             let heads = match &config.heads {
                 Heads::List(heads) => heads.clone(),
-                _ => (0..states.response[0].len()).collect(),
+                _ => (0..states.response[0][0].len()).collect(),
             };
             for (row, (completion, credit)) in group.completions.iter().zip(credit).enumerate() {
                 let texts: Vec<String> = completion
@@ -161,7 +161,7 @@ fn every_base_algorithm_takes_it() {
     assert!(weights.iter().all(|credit| *credit == weights[0]), "the algorithm has no say in credit");
 }
 
-/// Queries or keys of the response `[completion][head][token]` and keys of visual tokens `[key head][visual token]` of
+/// Queries or keys of the response `[completion][token][head]` and keys of visual tokens `[key head][visual token]` of
 /// the last layer, and the attention that visual tokens receive.
 struct States {
     response: Vec<Vec<Vec<Vec<f64>>>>,
@@ -190,13 +190,11 @@ fn dump(policy: &VlmPolicy, prompt: &VlmPrompt, completions: &[Completion], conf
     let model = policy.model.valid();
     let probed = model.score(&batch, TEMPERATURE, &model.token_mask([]).unwrap(), Some(&probe)).unwrap().probed;
     let LastAttention { response, visual_keys, .. } = probed.attention.unwrap();
-    let [_, heads, tokens, dim] = response.dims();
+    let [_, heads, dim] = response.dims();
     let values: Vec<f64> = response.into_data().iter::<f32>().map(f64::from).collect();
     let nested = |values: &[f64]| values.chunks(dim).map(<[f64]>::to_vec).collect::<Vec<_>>();
-    let response = values
-        .chunks(heads * tokens * dim)
-        .map(|completion| completion.chunks(tokens * dim).map(nested).collect())
-        .collect();
+    let mut tokens = values.chunks(heads * dim).map(nested);
+    let response = completions.iter().map(|one| tokens.by_ref().take(one.tokens.len()).collect()).collect();
     let [_, visual, _] = visual_keys[0].dims();
     let values: Vec<f64> = visual_keys[0].clone().into_data().iter::<f32>().map(f64::from).collect();
     let image_attention = probed.image_attention.unwrap().remove(0).into_data().iter::<f32>().map(f64::from).collect();
@@ -205,13 +203,13 @@ fn dump(policy: &VlmPolicy, prompt: &VlmPrompt, completions: &[Completion], conf
 
 /// Equations 12 and 13, pair by pair.
 fn alignment(states: &States, completion: usize, token: usize, heads: &[usize], selected: &[usize]) -> f64 {
-    let all = &states.response[completion];
+    let all = &states.response[completion][token];
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let cosine = |a: &[f64], b: &[f64]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
     let mut sum = 0.0;
     for &head in heads {
         let keys = &states.keys[head * states.keys.len() / all.len()];
-        sum += selected.iter().map(|&visual| cosine(&all[head][token], &keys[visual])).sum::<f64>();
+        sum += selected.iter().map(|&visual| cosine(&all[head], &keys[visual])).sum::<f64>();
     }
     sum / (heads.len() * selected.len()) as f64
 }

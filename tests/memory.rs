@@ -167,6 +167,9 @@ fn the_plan_agrees_with_the_heap() {
         let small = ModelConfig::from_dir(&directory).unwrap();
         let mut words = small.clone();
         words.text_config.vocab_size = 8192;
+        // As many as the published models have: whole, the logits of this many tokens would take 311 MB.
+        let mut all_words = small.clone();
+        all_words.text_config.vocab_size = 151_936;
         let mut wide = small.clone();
         wide.text_config.hidden_size = 256;
         wide.text_config.intermediate_size = 768;
@@ -198,6 +201,7 @@ fn the_plan_agrees_with_the_heap() {
             ("small, large image", &small, &picture, f32, vec![all, adapters_everywhere, nothing]),
             ("8192 words", &words, &work(1, 4, 30, (8, 8), 32), f32, vec![all, adapters]),
             ("8192 words, short", &words, &work(1, 2, 10, (4, 4), 8), f32, vec![all, decoder]),
+            ("151,936 words", &all_words, &work(1, 8, 30, (8, 8), 64), f32, vec![adapters]),
             ("16 heads, long prompt", &heads, &work(1, 2, 300, (8, 8), 8), f32, vec![decoder, nothing]),
             ("wide, short", &wide, &work(1, 2, 10, (4, 4), 8), f32, vec![all, adapters]),
             ("wide, 32 rows", &wide, &work(2, 4, 10, (4, 4), 33), f32, vec![all, adapters]),

@@ -121,7 +121,7 @@ fn alignment_and_weights_agree() {
         let (query_heads, key_heads) = (size(&case["hq"]), size(&case["hk"]));
         let queries = Tensor::<1>::from_floats(singles(&case["q"]).as_slice(), &device);
         let keys = Tensor::<1>::from_floats(singles(&case["k"]).as_slice(), &device).reshape([key_heads, visual, dim]);
-        let queries = queries.reshape([1, query_heads, tokens, dim]);
+        let queries = queries.reshape([query_heads, tokens, dim]).swap_dims(0, 1);
         let selected: Vec<usize> =
             flags(&case["selected"]).into_iter().enumerate().filter(|&(_, key)| key).map(|(token, _)| token).collect();
         // What a policy hands out: the chosen heads, the selected keys.

@@ -119,7 +119,7 @@ fn states_of_the_last_layer_agree() {
                 let scores =
                     model.score(&scored(case), 1.0, &everything(&model), Some(&probe(point, response))).unwrap();
                 let found = scores.probed.attention.unwrap();
-                let [_, heads, width, dim] = found.response.dims();
+                let [_, heads, dim] = found.response.dims();
                 let config = &model.config().text_config;
                 let sharing = config.num_attention_heads / config.num_key_value_heads;
                 assert_eq!(found.key_heads, (0..heads).map(|head| head / sharing).collect::<Vec<_>>());
@@ -127,18 +127,17 @@ fn states_of_the_last_layer_agree() {
                 let of_response = expected(case, &weights, &model, queries, point);
                 let keys = expected(case, &weights, &model, false, point);
                 let response_values = values(found.response);
+                let mut tokens = response_values.chunks_exact(heads * dim);
                 for (row, (prompt, completion)) in case.rows.iter().enumerate() {
                     // Where the tokens of this row are in the padded batch.
                     let real = |offset: &usize| attended[row * shape[1] + offset] == 1;
                     let places: Vec<usize> = (0..shape[1]).filter(real).map(|offset| row * shape[1] + offset).collect();
                     let what = format!("{point:?} {response:?} of row {row}");
                     let (mut one, mut other) = (Vec::new(), Vec::new());
-                    for head in 0..heads {
-                        for token in 0..completion.len() {
-                            let at = ((row * heads + head) * width + token) * dim;
-                            one.extend_from_slice(&response_values[at..at + dim]);
-                            let place = places[prompt.input_ids().len() + token];
-                            let head = if queries { head } else { head / sharing };
+                    for (token, states) in tokens.by_ref().take(completion.len()).enumerate() {
+                        one.extend_from_slice(states);
+                        let place = places[prompt.input_ids().len() + token];
+                        for head in (0..heads).map(|head| if queries { head } else { head / sharing }) {
                             other.extend_from_slice(&of_response[place][head * dim..(head + 1) * dim]);
                         }
                     }
@@ -238,20 +237,9 @@ fn attention_that_visual_tokens_receive_agrees() {
     assert!(checked > 0, "no case with states of the vision tower");
 }
 
-/// Values of the states of real tokens, completion by completion, and of the visual keys.
-fn flat(found: LastAttention, lengths: &[usize]) -> (Vec<f32>, Vec<f32>) {
-    let [_, heads, width, dim] = found.response.dims();
-    let all = values(found.response);
-    let of_row = |(row, &length): (usize, &usize)| -> Vec<f32> {
-        (0..heads)
-            .flat_map(|head| {
-                let start = (row * heads + head) * width * dim;
-                all[start..start + length * dim].to_vec()
-            })
-            .collect()
-    };
-    let response = lengths.iter().enumerate().flat_map(of_row).collect();
-    (response, found.visual_keys.into_iter().flat_map(values).collect())
+/// Values of the states of the completions, and of the visual keys.
+fn flat(found: LastAttention) -> (Vec<f32>, Vec<f32>) {
+    (values(found.response), found.visual_keys.into_iter().flat_map(values).collect())
 }
 
 /// Completions of several lengths, some of which end long before the others: what the passes that drew them hand out is
@@ -295,8 +283,8 @@ fn drawing_hands_out_what_scoring_does() {
                 })
                 .collect();
             let scores = model.score(&batch, 1.0, &mask, Some(&probe)).unwrap();
-            let (found, found_keys) = flat(probed.attention.unwrap(), &lengths);
-            let (expected, expected_keys) = flat(scores.probed.attention.unwrap(), &lengths);
+            let (found, found_keys) = flat(probed.attention.unwrap());
+            let (expected, expected_keys) = flat(scores.probed.attention.unwrap());
             assert!(relative_error(&found, &expected) < 1e-5, "{}: {point:?} {response:?}", dir.display());
             assert!(found_keys.is_empty() || relative_error(&found_keys, &expected_keys) < 1e-5);
         }

@@ -97,6 +97,8 @@ fn sampled_and_scored_log_probs_agree_and_every_mini_batch_steps() {
             let difference = metric(report, "rollout/log_prob_diff_max");
             assert!(difference < 1e-4, "{credit}: {difference}");
             assert!(metric(report, "grad/norm") > 0.0);
+            // On a CPU nothing is.
+            assert_eq!(metric(report, "tokens/padding_fraction").to_bits(), 0);
             let credit_weights = report.credit.iter().flatten().flat_map(|credit| &credit.weights);
             let weights: Vec<f32> = credit_weights.copied().collect();
             assert!(credit == "kawhi" || weights.iter().all(|weight| weight.to_bits() == 1.0f32.to_bits()));

@@ -9,27 +9,26 @@ use crate::Error;
 /// formed: O(heads (tokens + visual tokens) head_dim). The result is detached and in single precision.
 ///
 /// # Shapes
-/// - `response`: `[completions, heads, tokens, head_dim]`, the completions of one prompt
+/// - `response`: `[tokens, heads, head_dim]`, of one prompt
 /// - `visual_keys`: `[key heads, visual tokens, head_dim]`
 /// - `key_heads`: for every head of `response` the key head that it is compared with
-/// - returns `[completions, tokens]`, in -1 to 1
+/// - returns `[tokens]`, in -1 to 1
 ///
 /// # Errors
 /// When the shapes do not belong to one attention layer, or there are no heads or visual tokens.
-pub fn alignment(response: Tensor<4>, visual_keys: Tensor<3>, key_heads: &[usize]) -> Result<Tensor<2>, Error> {
-    let dims = response.dims();
-    let keys = mean_keys(dims, &[visual_keys], key_heads)?;
-    Ok(cosines(response, keys.reshape([1, dims[1], 1, dims[3]])))
+pub fn alignment(response: Tensor<3>, visual_keys: Tensor<3>, key_heads: &[usize]) -> Result<Tensor<1>, Error> {
+    let keys = mean_keys(response.dims(), &[visual_keys], key_heads)?;
+    Ok(cosines(response, keys))
 }
 
 /// The mean of the unit keys of every prompt's visual tokens, for every head of a response of this shape:
 /// `[prompts, heads, head_dim]`.
 pub(crate) fn mean_keys(
-    response: [usize; 4],
+    response: [usize; 3],
     visual_keys: &[Tensor<3>],
     key_heads: &[usize],
 ) -> Result<Tensor<3>, Error> {
-    let [_, heads, _, head_dim] = response;
+    let [_, heads, head_dim] = response;
     if heads == 0 {
         return Err(Error::NoHeads);
     }
@@ -63,18 +62,18 @@ pub(crate) fn indices(values: &[usize], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values, [count]), device)
 }
 
-/// Cosines of a response with keys of a mean length, averaged over heads: `[completions, tokens]`. `keys` has a row for
-/// every completion, or one for all of them.
-pub(crate) fn cosines(response: Tensor<4>, keys: Tensor<4>) -> Tensor<2> {
-    let [completions, _, tokens, _] = response.dims();
+/// Cosines of a response with keys of a mean length, averaged over heads: `[tokens]`. `keys` has a row for every token,
+/// or one for all of them.
+pub(crate) fn cosines(response: Tensor<3>, keys: Tensor<3>) -> Tensor<1> {
+    let [tokens, _, _] = response.dims();
     let response = response.detach().cast(FloatDType::F32);
-    let cosines = (response.clone() * keys).sum_dim(3) / norm(response);
-    cosines.mean_dim(1).reshape([completions, tokens])
+    let cosines = (response.clone() * keys).sum_dim(2) / norm(response);
+    cosines.mean_dim(1).reshape([tokens])
 }
 
-/// Euclidean length along the last dimension, kept away from zero: a zero vector, such as padding, aligns with nothing.
+/// Euclidean length along the last dimension, kept away from zero: a zero vector aligns with nothing.
 fn norm<const D: usize>(vectors: Tensor<D>) -> Tensor<D> {
-    vectors.square().sum_dim(D - 1).sqrt().clamp_min(1e-12)
+    (vectors.clone() * vectors).sum_dim(D - 1).sqrt().clamp_min(1e-12)
 }
 
 #[cfg(test)]
@@ -82,7 +81,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn found(response: Tensor<4>, keys: Tensor<3>, key_heads: &[usize]) -> Vec<f32> {
+    fn found(response: Tensor<3>, keys: Tensor<3>, key_heads: &[usize]) -> Vec<f32> {
         alignment(response, keys, key_heads).unwrap().into_data().iter::<f32>().collect()
     }
 
@@ -94,8 +93,8 @@ mod tests {
     #[test]
     fn cosines_are_averaged_over_tokens_and_heads() {
         let device = Device::flex();
-        // One completion of two tokens, two heads, two visual tokens of one key head.
-        let response = Tensor::from_data([[[[2.0, 0.0], [3.0, 4.0]], [[0.0, 5.0], [-1.0, 0.0]]]], &device);
+        // Two tokens, two heads, two visual tokens of one key head.
+        let response = Tensor::from_data([[[2.0, 0.0], [0.0, 5.0]], [[3.0, 4.0], [-1.0, 0.0]]], &device);
         let keys = Tensor::from_data([[[7.0, 0.0], [0.0, 2.0]]], &device);
         // Head 0: cosines are (1, 0) and (0.6, 0.8); head 1: (0, 1) and (-1, 0).
         close(&found(response.clone().narrow(1, 0, 1), keys.clone(), &[0]), &[0.5, 0.7]);
@@ -106,7 +105,7 @@ mod tests {
     #[test]
     fn every_head_is_compared_with_its_own_keys() {
         let device = Device::flex();
-        let response = Tensor::from_data([[[[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]]]], &device);
+        let response = Tensor::from_data([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]], &device);
         let keys = Tensor::from_data([[[1.0, 0.0]], [[0.0, 1.0]]], &device);
         for (key_heads, expected) in [([0, 0, 0], 1.0), ([0, 1, 0], 2.0 / 3.0), ([1, 0, 1], 1.0 / 3.0)] {
             close(&found(response.clone(), keys.clone(), &key_heads), &[expected]);
@@ -119,7 +118,7 @@ mod tests {
         // Two key heads; one visual token, then two.
         let one = Tensor::from_data([[[5.0, 0.0]], [[0.0, 2.0]]], &device);
         let two = Tensor::from_data([[[0.0, 1.0], [0.0, 3.0]], [[4.0, 0.0], [0.0, 4.0]]], &device);
-        let found = mean_keys([9, 3, 7, 2], &[one, two], &[1, 0, 1]).unwrap();
+        let found = mean_keys([9, 3, 2], &[one, two], &[1, 0, 1]).unwrap();
         let expected = Tensor::<3>::from_data(
             [[[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5], [0.0, 1.0], [0.5, 0.5]]],
             &device,
@@ -128,22 +127,22 @@ mod tests {
     }
 
     #[test]
-    fn padding_aligns_with_nothing() {
+    fn zeros_align_with_nothing() {
         let device = Device::flex();
-        let response = Tensor::from_data([[[[0.0, 0.0], [0.0, 1.0]]]], &device);
+        let response = Tensor::from_data([[[0.0, 0.0]], [[0.0, 1.0]]], &device);
         close(&found(response, Tensor::from_data([[[0.0, 3.0]]], &device), &[0]), &[0.0, 1.0]);
     }
 
     #[test]
     fn errors_are_named() {
         let device = Device::flex();
-        let run = |response: [usize; 4], keys: [usize; 3], key_heads: &[usize]| {
+        let run = |response: [usize; 3], keys: [usize; 3], key_heads: &[usize]| {
             alignment(Tensor::ones(response, &device), Tensor::ones(keys, &device), key_heads).unwrap_err()
         };
-        assert!(matches!(run([1, 0, 3, 2], [2, 5, 2], &[]), Error::NoHeads));
-        assert!(matches!(run([1, 1, 3, 2], [2, 0, 2], &[0]), Error::NoSelection));
+        assert!(matches!(run([3, 0, 2], [2, 5, 2], &[]), Error::NoHeads));
+        assert!(matches!(run([3, 1, 2], [2, 0, 2], &[0]), Error::NoSelection));
         for (keys, key_heads) in [([2, 5, 2], &[0, 1, 1][..]), ([2, 5, 4], &[0, 1]), ([2, 5, 2], &[0, 2])] {
-            assert!(matches!(run([1, 2, 3, 2], keys, key_heads), Error::AttentionShape { .. }));
+            assert!(matches!(run([3, 2, 2], keys, key_heads), Error::AttentionShape { .. }));
         }
     }
 }

@@ -182,28 +182,31 @@ impl Kawhi {
         Ok((chosen.into(), keys.clone().select(1, rows)))
     }
 
-    /// Alignment of every completion, padding included: `[completions, tokens]` row by row, and for every group the
-    /// visual tokens that count.
+    /// Alignment of every token of every completion, one after another, and for every group the visual tokens that count.
     fn alignments<P: VisualPrompt>(
         &self,
         groups: &[Group<P>],
         states: &AttentionStates,
         signals: &Signals,
     ) -> Result<(Vec<f32>, Vec<Chosen>), Error> {
-        let dims @ [rows, heads, tokens, head_dim] = states.response.dims();
         let keys = groups.iter().zip(&states.visual_keys).enumerate();
         let keys = keys.map(|(index, (group, keys))| self.keys(index, &group.prompt, keys, signals));
         let (visual_tokens, keys): (Vec<Chosen>, Vec<Tensor<3>>) =
             keys.collect::<Result<Vec<_>, Error>>()?.into_iter().unzip();
-        if rows == 0 || tokens == 0 {
+        let tokens = |group: &Group<P>| group.completions.iter().map(|completion| completion.tokens.len()).sum();
+        let group_of: Vec<usize> =
+            groups.iter().enumerate().flat_map(|(index, group)| vec![index; tokens(group)]).collect();
+        let dims @ [found, ..] = states.response.dims();
+        if found != group_of.len() {
+            return Err(Error::TokenCount { found, expected: group_of.len() });
+        }
+        if group_of.is_empty() {
             return Ok((Vec::new(), visual_tokens));
         }
         // One comparison of the whole batch, and one transfer from the device: with small models it is their number that
         // costs.
-        let group_of: Vec<usize> =
-            groups.iter().enumerate().flat_map(|(index, group)| vec![index; group.completions.len()]).collect();
         let keys = mean_keys(dims, &keys, &states.key_heads)?;
-        let keys = keys.clone().select(0, indices(&group_of, &keys.device())).reshape([rows, heads, 1, head_dim]);
+        let keys = keys.clone().select(0, indices(&group_of, &keys.device()));
         let values = cosines(states.response.clone(), keys).into_data().iter::<f32>().collect();
         Ok((values, visual_tokens))
     }
@@ -218,15 +221,6 @@ impl Kawhi {
             .enumerate()
             .flat_map(|(group, whole)| whole.completions.iter().map(move |completion| (group, completion)))
             .collect();
-        let [rows, _, width, _] = states.response.dims();
-        if rows != completions.len() {
-            return Err(Error::CompletionCount { found: rows, expected: completions.len() });
-        }
-        if let Some((index, (_, long))) = completions.iter().enumerate().find(|(_, (_, one))| one.tokens.len() > width)
-        {
-            return Err(Error::TokenCount { completion: index, found: width, expected: long.tokens.len() });
-        }
-
         let (values, visual_tokens) = self.alignments(groups, states, signals)?;
         let mut known = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut texts: HashMap<u32, Arc<str>> = HashMap::new();
@@ -236,10 +230,12 @@ impl Kawhi {
                 .or_insert_with(|| Arc::clone(known.entry(token).or_insert_with(|| (self.token_text)(token).into())));
         }
         drop(known);
-        let credit = |(row, &(group, completion)): (usize, &(usize, &Completion))| {
+        let mut values = values.as_slice();
+        let credit = |&(group, completion): &(usize, &Completion)| {
             let texts: Vec<&str> = completion.tokens.iter().map(|token| &*texts[token]).collect();
             let segments = self.segmenter.segment(&texts);
-            let alignment = &values[row * width..row * width + completion.tokens.len()];
+            let (alignment, rest) = values.split_at(completion.tokens.len());
+            values = rest;
             let precise: Vec<f64> = alignment.iter().copied().map(f64::from).collect();
             let weights = token_weights(&precise, &segments, &self.config.weights)?;
             let visual_tokens = Arc::clone(&visual_tokens[group]);
@@ -248,7 +244,7 @@ impl Kawhi {
                 evidence: Some(Evidence { segments, alignment: alignment.to_vec(), visual_tokens }),
             })
         };
-        completions.iter().enumerate().map(credit).collect()
+        completions.iter().map(credit).collect()
     }
 }
 
@@ -350,21 +346,20 @@ mod tests {
         Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape([1, key.len(), 2])
     }
 
-    /// Queries at the angle whose cosine with x is given, `[completions, 1, tokens, 2]`.
-    fn queries(cosines: &[&[f32]]) -> Tensor<4> {
-        let (rows, tokens) = (cosines.len(), cosines[0].len());
-        let values: Vec<f32> =
-            cosines.concat().iter().flat_map(|&cosine| [cosine, (1.0 - cosine * cosine).sqrt()]).collect();
-        Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape([rows, 1, tokens, 2])
+    /// Queries of one head at the angle whose cosine with x is given, `[tokens, 1, 2]`.
+    fn queries(cosines: &[&[f32]]) -> Tensor<3> {
+        let cosines = cosines.concat();
+        let values: Vec<f32> = cosines.iter().flat_map(|&cosine| [cosine, (1.0 - cosine * cosine).sqrt()]).collect();
+        Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape([cosines.len(), 1, 2])
     }
 
-    fn signals(response: Tensor<4>, visual_keys: Vec<Tensor<3>>) -> Signals {
+    fn signals(response: Tensor<3>, visual_keys: Vec<Tensor<3>>) -> Signals {
         let key_heads = vec![0; response.dims()[1]];
         Signals { attention: Some(AttentionStates { response, visual_keys, key_heads }), image_attention: None }
     }
 
     /// What a policy hands out: of these keys the ones that were asked for.
-    fn chosen(kawhi: &Kawhi, groups: &[Group<Prompt>], response: Tensor<4>, all: &[&[bool]]) -> Signals {
+    fn chosen(kawhi: &Kawhi, groups: &[Group<Prompt>], response: Tensor<3>, all: &[&[bool]]) -> Signals {
         let prompts: Vec<&Prompt> = groups.iter().map(|group| &group.prompt).collect();
         let asked = kawhi.signals(&prompts).unwrap().attention.unwrap().visual_tokens.unwrap();
         let of_group =
@@ -424,9 +419,8 @@ mod tests {
     fn paragraphs_that_attend_to_key_cells_weigh_more() {
         let kawhi = kawhi(exact());
         let key = [true, false, false, true, false];
-        // The second completion is shorter; its padding is as bad as can be.
         let groups = [group(vec![image(5, &[0, 3])], &[&[3, 1, 3, 0], &[3, 2, 3]])];
-        let response = queries(&[&[0.8, 0.6, 0.5, 0.3], &[0.1, 0.2, 0.3, f32::NAN]]);
+        let response = queries(&[&[0.8, 0.6, 0.5, 0.3], &[0.1, 0.2, 0.3]]);
         let credit = kawhi.assign(&groups, &chosen(&kawhi, &groups, response, &[&key])).unwrap();
         let [first, second] = two_weights(0.7, 0.4);
         close(&credit[0].weights, &[first, first, second, second]);
@@ -445,7 +439,7 @@ mod tests {
         let images = vec![image(3, &[1]), image(4, &[3])];
         let key = [false, true, false, false, false, false, true];
         let groups = [group(vec![image(1, &[0])], &[&[3]]), group(images, &[&[3, 1, 3]])];
-        let response = || queries(&[&[0.0; 3], &[0.8, 0.6, 0.4]]);
+        let response = || queries(&[&[0.0], &[0.8, 0.6, 0.4]]);
         let found = weights(&kawhi, &groups, &chosen(&kawhi, &groups, response(), &[&[true], &key]));
         assert_eq!(found[0], [1.0]);
         let [first, second] = two_weights(0.7, 0.4);
@@ -534,7 +528,7 @@ mod tests {
     fn mean_one_normalises_every_completion() {
         let mean_one = WeightConfig { normalize: Normalize::MeanOne, ..WeightConfig::default() };
         let groups = [group(vec![image(2, &[0])], &[&[3, 1, 3, 3], &[3]])];
-        let states = signals(queries(&[&[0.8, 0.6, 0.4, 0.1], &[0.1; 4]]), vec![keys(&[true])]);
+        let states = signals(queries(&[&[0.8, 0.6, 0.4, 0.1], &[0.1]]), vec![keys(&[true])]);
         for weights in weights(&kawhi(KawhiConfig { weights: mean_one, ..exact() }), &groups, &states) {
             assert!((weights.iter().sum::<f32>() / weights.len() as f32 - 1.0).abs() < 1e-6, "{weights:?}");
         }
@@ -555,10 +549,10 @@ mod tests {
     #[test]
     fn a_batch_without_tokens_has_no_weights() {
         let groups = [group(vec![image(2, &[0])], &[&[], &[]])];
-        let states = signals(Tensor::zeros([2, 1, 1, 2], &Device::flex()), vec![keys(&[true])]);
+        let states = signals(Tensor::zeros([0, 1, 2], &Device::flex()), vec![keys(&[true])]);
         assert_eq!(weights(&kawhi(exact()), &groups, &states), [Vec::<f32>::new(), Vec::new()]);
         let none: [Group<Prompt>; 0] = [];
-        let states = signals(Tensor::zeros([0, 1, 0, 2], &Device::flex()), Vec::new());
+        let states = signals(Tensor::zeros([0, 1, 2], &Device::flex()), Vec::new());
         assert!(kawhi(exact()).assign(&none, &states).unwrap().is_empty());
     }
 
@@ -590,10 +584,10 @@ mod tests {
         assert!(matches!(run(&groups, &signals(states, vec![])), Error::GroupCount { found: 0, expected: 1 }));
         let (_, visual_keys) = right();
         let states = signals(queries(&[&[0.1, 0.2], &[0.1, 0.2]]), visual_keys);
-        assert!(matches!(run(&groups, &states), Error::CompletionCount { found: 2, expected: 1 }));
+        assert!(matches!(run(&groups, &states), Error::TokenCount { found: 4, expected: 2 }));
         let (_, visual_keys) = right();
         let states = signals(queries(&[&[0.1]]), visual_keys);
-        assert!(matches!(run(&groups, &states), Error::TokenCount { completion: 0, found: 1, expected: 2 }));
+        assert!(matches!(run(&groups, &states), Error::TokenCount { found: 1, expected: 2 }));
         let (states, _) = right();
         let states = signals(states, vec![keys(&[true, false, false])]);
         let found = run(&groups, &states);

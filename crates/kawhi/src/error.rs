@@ -65,22 +65,12 @@ pub enum Error {
         /// Groups in the batch.
         expected: usize,
     },
-    /// The attention states are of another number of completions than the batch.
-    #[error("the batch has {expected} completions, but states came for {found}")]
-    CompletionCount {
-        /// Completions with states.
-        found: usize,
-        /// Completions in the batch.
-        expected: usize,
-    },
-    /// The attention states are shorter than a completion.
-    #[error("completion {completion} has {expected} tokens, but states came for {found}")]
+    /// The attention states are of another number of tokens than the batch.
+    #[error("the completions of the batch have {expected} tokens, but states came for {found}")]
     TokenCount {
-        /// Index of the completion in the batch.
-        completion: usize,
         /// Tokens with states.
         found: usize,
-        /// Tokens of the completion.
+        /// Tokens of all completions.
         expected: usize,
     },
     /// A prompt has no image, so nothing can be aligned with it.
@@ -115,8 +105,8 @@ pub enum Error {
     /// States of the response and visual keys are not those of one attention layer.
     #[error("states of shape {response:?} and keys of shape {keys:?} do not belong to one layer")]
     AttentionShape {
-        /// `[completions, heads, tokens, head_dim]`.
-        response: [usize; 4],
+        /// `[tokens, heads, head_dim]`.
+        response: [usize; 3],
         /// `[key heads, visual tokens, head_dim]`.
         keys: [usize; 3],
     },

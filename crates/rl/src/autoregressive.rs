@@ -6,7 +6,7 @@ use rand::RngExt;
 
 use crate::error::check_count;
 use crate::rows::values;
-use crate::{Completion, Error, Group, Sampling, Scores, Signals, stream};
+use crate::{Completion, Error, Group, Positions, Sampling, Scores, Signals, stream};
 
 /// Domain of the random streams that [`sample_from_logits`] draws from.
 const DRAWS: u64 = 0x6472_6177;
@@ -37,6 +37,7 @@ impl Scores {
             log_probs: padded(log_probs.gather(1, targets)),
             entropy: padded(entropy),
             signals: Signals::default(),
+            positions: Positions::default(),
         })
     }
 }

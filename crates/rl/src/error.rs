@@ -84,6 +84,9 @@ pub enum Error {
     /// The scores carry no gradients, so nothing can be trained.
     #[error("the scores of the policy carry no gradients; it has to live on an autodiff device and require gradients")]
     NotDifferentiable,
+    /// The system starts no more threads.
+    #[error("threads cannot be started")]
+    Threads(#[source] rayon::ThreadPoolBuildError),
     /// A reward is NaN or infinite; nothing was updated.
     #[error("the reward of completion {completion} of group {group} is not finite")]
     NonFiniteReward {

@@ -4,26 +4,31 @@ use std::sync::mpsc;
 use std::thread;
 
 use crate::Error;
+use crate::pool::Pool;
 
-/// Runs `jobs` numbered jobs on one operating-system thread per worker and folds their results in the order of their
-/// numbers, so the outcome does not depend on how many workers there are. With one worker nothing is spawned.
+/// Runs `jobs` numbered jobs with one worker each at a time and folds their results in the order of their numbers, so
+/// the outcome does not depend on how many workers there are.
 ///
-/// These are plain threads and no rayon tasks on purpose: autodiff holds a lock while it runs tensor operations that
-/// use rayon themselves, and a task stolen in the middle of one could want the same lock.
+/// Every worker has a rayon pool of its own, and `threads` are divided among them: where there are as many workers as
+/// threads, the tensor operations of a job are spread no further, and hand nothing to another thread. One pool for all
+/// of them would not do: autodiff holds a lock while it runs operations, and a task of another job, stolen in the middle
+/// of one, could want the same lock.
 ///
 /// # Errors
 /// That of the job with the smallest number, of those that failed; later jobs are then not started.
 pub(crate) fn in_order<W: Send, T: Send>(
-    mut workers: Vec<W>,
+    workers: Vec<W>,
+    threads: usize,
     jobs: usize,
     work: impl Fn(&mut W, usize) -> Result<T, Error> + Sync,
     mut fold: impl FnMut(T) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    if workers.len() <= 1 || jobs <= 1 {
-        return match workers.first_mut() {
-            Some(worker) => (0..jobs).try_for_each(|job| fold(work(worker, job)?)),
-            None => Ok(()),
-        };
+    let share = (threads / workers.len().max(1)).max(1);
+    let pool = |worker| Ok((worker, Pool::new(share)?));
+    let mut workers = workers.into_iter().map(pool).collect::<Result<Vec<(W, Pool)>, Error>>()?;
+    let work = |(worker, pool): &mut (W, Pool), job| pool.run(|| work(worker, job));
+    if let [worker] = workers.as_mut_slice() {
+        return (0..jobs).try_for_each(|job| fold(work(worker, job)?));
     }
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
@@ -73,6 +78,7 @@ mod tests {
             let mut found = Vec::new();
             in_order(
                 vec![(); workers],
+                4,
                 9,
                 |(), job| {
                     std::thread::sleep(Duration::from_millis(if job == 0 { 30 } else { 1 }));
@@ -94,6 +100,7 @@ mod tests {
             let mut folded = 0;
             let outcome = in_order(
                 vec![(); workers],
+                1,
                 6,
                 |(), job| {
                     std::thread::sleep(Duration::from_millis(if job == 2 { 20 } else { 1 }));

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::advantage::mean;
-use crate::{Bound, Deviation, Reward, Rollout, TokenCredit};
+use crate::{Bound, Deviation, Positions, Reward, Rollout, TokenCredit};
 
 /// Names and values in the order they are written.
 pub type Metrics = Vec<(String, f64)>;
@@ -47,6 +47,8 @@ pub(crate) struct TokenSums {
     pub(crate) difference_tokens: usize,
     pub(crate) difference: f64,
     pub(crate) difference_max: f64,
+    /// Token positions of passes with gradients.
+    pub(crate) positions: Positions,
     /// Time a thread spent in the forward pass, on credit, and in all of the micro-batch.
     pub(crate) forward: Duration,
     pub(crate) on_credit: Duration,
@@ -76,6 +78,8 @@ impl TokenSums {
         self.difference_tokens += other.difference_tokens;
         self.difference += other.difference;
         self.difference_max = self.difference_max.max(other.difference_max);
+        self.positions.used += other.positions.used;
+        self.positions.padding += other.positions.padding;
         self.forward += other.forward;
         self.on_credit += other.on_credit;
         self.busy += other.busy;
@@ -146,6 +150,10 @@ pub(crate) fn update_metrics(sums: &TokenSums, norms: &[f64], kl: bool, credit: 
         credit.iter().flatten().filter_map(|credit| Some(credit.evidence.as_ref()?.segments.len() as f64)).collect();
     if !segments.is_empty() {
         metrics.push(("credit/paragraphs_mean".into(), mean(segments.into_iter())));
+    }
+    let computed = sums.positions.used + sums.positions.padding;
+    if computed > 0 {
+        metrics.push(("tokens/padding_fraction".into(), sums.positions.padding as f64 / computed as f64));
     }
     metrics.extend([
         ("rollout/log_prob_diff_max".into(), sums.difference_max),

@@ -27,6 +27,7 @@ pub fn gradients_in_parallel<M: Module, T: Send>(
     let mut found = Vec::with_capacity(jobs);
     in_order(
         workers,
+        threads,
         jobs,
         |module, job| work(module, job),
         |(gradients, other)| {
@@ -81,6 +82,7 @@ pub(crate) fn draw_in_parallel<P: Sync, S: Clone + Send, T: Send>(
     let mut drawn = Vec::with_capacity(batches.len());
     in_order(
         workers,
+        threads,
         batches.len(),
         |sampler, job| {
             let first_stream = sampling.first_stream + (job * batch * group_size) as u64;

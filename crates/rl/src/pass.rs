@@ -115,6 +115,7 @@ impl<P: Clone> Pass<'_, P> {
         let host = HostRows { sampled: &sampled, credited: &credited, credit: &credit, coefficients: &coefficients };
         let mut sums = self.sums(&tokens, &values(&scores.log_probs)?, &host, rows.start)?;
         let gradients = GradientsParams::from_grads(total.backward(), policy);
+        sums.positions = scores.positions;
         sums.forward = forward;
         sums.on_credit = on_credit;
         sums.busy = start.elapsed();

@@ -30,6 +30,17 @@ pub struct Scores {
     pub entropy: Tensor<2>,
     /// What was asked for beside them.
     pub signals: Signals,
+    /// Token positions that the pass computed; none where nobody counted.
+    pub positions: Positions,
+}
+
+/// Token positions that a pass computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Positions {
+    /// Of tokens.
+    pub used: usize,
+    /// Of nothing: they make rows as long as the longest.
+    pub padding: usize,
 }
 
 /// A model that can be trained: it says, differentiably, how likely a completion is.

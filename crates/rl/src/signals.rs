@@ -68,9 +68,9 @@ impl Signals {
 /// States of the last decoder layer, as attention uses them (after any query or key normalisation).
 #[derive(Debug, Clone)]
 pub struct AttentionStates {
-    /// Query or key of every completion token *at its own position*: `[completions, heads, tokens, head_dim]`, the
-    /// heads asked for, right-padded, completions of all groups one after another.
-    pub response: Tensor<4>,
+    /// Query or key of every completion token *at its own position*: `[tokens, heads, head_dim]`, the heads asked for,
+    /// tokens of the completions of all groups one after another.
+    pub response: Tensor<3>,
     /// Keys of the visual tokens asked for, one tensor a group: `[key heads, visual tokens, head_dim]`. Without a
     /// choice, visual tokens are in the order of the prompt (images one after another, each in raster order).
     pub visual_keys: Vec<Tensor<3>>,

@@ -237,6 +237,7 @@ impl<P: Policy> Trainer<P> {
         let mut rows = Vec::with_capacity(batch.lengths.len());
         in_order(
             workers,
+            self.options.threads,
             micro_batches.len(),
             |policy, job| {
                 let groups = &batch.pieces[micro_batches[job].clone()];

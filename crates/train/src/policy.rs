@@ -5,8 +5,8 @@ use std::sync::Arc;
 use burn::module::Module;
 use firesight_kawhi::{ImageView, Kawhi, KawhiConfig, VisualPrompt};
 use firesight_rl::{
-    AttentionStates, Completion, Error, Group, Policy, ResponseStates, Rope, Sampler, Sampling, Scores, SignalSet,
-    Signals,
+    AttentionStates, Completion, Error, Group, Policy, Positions, ResponseStates, Rope, Sampler, Sampling, Scores,
+    SignalSet, Signals,
 };
 use firesight_vlm::{
     AttentionPoint, AttentionProbe, Generation, LastAttention, Probe, Probed, Processor, Prompt, QwenVl, Scored,
@@ -140,7 +140,13 @@ impl Policy for VlmPolicy {
             .model
             .score(&batch, temperature, &self.speech.mask, Some(&probe(signals)))
             .map_err(|error| Error::Policy(error.into()))?;
-        Ok(Scores { log_probs: scores.log_probs, entropy: scores.entropy, signals: found(scores.probed) })
+        let firesight_vlm::Positions { used, padding } = scores.positions;
+        Ok(Scores {
+            log_probs: scores.log_probs,
+            entropy: scores.entropy,
+            signals: found(scores.probed),
+            positions: Positions { used, padding },
+        })
     }
 }
 

@@ -1,15 +1,15 @@
 //! Drawing completions: one pass over the prompts, then a token at a time with cached keys and values.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use rand_chacha::ChaCha8Rng;
 
 use crate::Error;
 use crate::initialize::stream;
-use crate::model::{QwenVl, TokenMask, last_hidden};
+use crate::model::{EncodedPrompts, QwenVl, TokenMask, last_hidden};
 use crate::probe::{Probe, Probed, Tap, indices};
 use crate::processor::Prompt;
 use crate::sampling::{Sampler, Sampling};
-use crate::text::{CompletionCache, PromptStates};
+use crate::text::{CompletionCache, NewTokens, TextModel};
 
 /// How completions are drawn.
 #[derive(Debug, Clone)]
@@ -100,7 +100,6 @@ impl QwenVl {
             self.check_length(index, prompt, options.max_new_tokens)?;
         }
         let rows = prompts.len() * completions;
-        let mut drawn = vec![Generated::default(); rows];
         if rows == 0 || options.max_new_tokens == 0 {
             return Ok((vec![vec![Generated::default(); completions]; prompts.len()], Probed::default()));
         }
@@ -112,87 +111,98 @@ impl QwenVl {
         let mut tap = attention.map(|attention| Tap::new(attention, self.text().heads(), &device));
         let vocabulary = self.config().text_config.vocab_size;
         let mut sampler = Sampler::new(options.sampling);
-        let mut cache = CompletionCache::new(&encoded.states, completions, options.max_new_tokens);
-
+        let mut drawing = Drawing {
+            text: self.text(),
+            encoded: &encoded,
+            completions,
+            cache: CompletionCache::new(&encoded.states, rows, options.max_new_tokens),
+            drawn: vec![Generated::default(); rows],
+            open: (0..rows).collect(),
+            places: vec![Vec::new(); rows],
+            run: 0,
+        };
         let first = host(self.logits(last_hidden(&encoded)));
         let mut logits: Vec<f32> = first.chunks_exact(vocabulary).flat_map(|row| row.repeat(completions)).collect();
-        let mut positions = encoded.next_positions.clone();
-        loop {
-            let each = logits.chunks_exact(vocabulary).zip(&mut drawn).zip(&mut streams);
-            for (number, ((row, completion), stream)) in each.enumerate() {
-                if completion.finished {
-                    continue;
-                }
-                let (token, log_prob) =
-                    sampler.draw(row, options.mask, stream).ok_or(Error::NonFiniteLogits { index: number })?;
+        for length in 1.. {
+            for (&number, row) in drawing.open.iter().zip(logits.chunks_exact(vocabulary)) {
+                let (token, log_prob) = sampler
+                    .draw(row, options.mask, &mut streams[number])
+                    .ok_or(Error::NonFiniteLogits { index: number })?;
                 on_token(number, token);
+                let completion = &mut drawing.drawn[number];
                 completion.tokens.push(token);
                 completion.log_probs.push(log_prob);
                 completion.finished = options.stop_tokens.contains(&token);
             }
-            let length = drawn.iter().map(|completion| completion.tokens.len()).max().unwrap_or(0);
-            if length == options.max_new_tokens || drawn.iter().all(|completion| completion.finished) {
+            if length == options.max_new_tokens || drawing.drawn.iter().all(|completion| completion.finished) {
                 break;
             }
-            // Finished completions keep their place with their last token; nothing reads what follows.
-            let embeddings = self.last_tokens(&drawn, completions, &device);
-            let hidden = self.text().complete(&encoded.states, embeddings, &positions, Some(&mut cache), tap.as_mut());
-            logits = host(self.logits(hidden.flatten::<2>(0, 2)));
-            for position in &mut positions {
-                *position += 1;
-            }
+            logits = host(self.logits(drawing.run_last_tokens(tap.as_mut())));
         }
-        let groups: Vec<Vec<Generated>> = drawn.chunks_exact(completions).map(<[Generated]>::to_vec).collect();
-        let image_attention = encoded.image_attention;
-        let attention = attention.zip(tap).map(|(attention, mut tap)| {
+        let attention = attention.zip(tap).map(|(attention, tap)| {
             let visual_keys = attention.visual_keys(prompts, &encoded.states);
-            self.run_last_tokens(&groups, encoded.states, &positions, cache, &mut tap);
-            attention.found(visual_keys, self.text().heads(), Tensor::cat(tap.taken, 2))
+            attention.found(visual_keys, self.text().heads(), drawing.states_of(tap))
         });
-        Ok((groups, Probed { attention, image_attention }))
+        let groups = drawing.drawn.chunks_exact(completions).map(<[Generated]>::to_vec).collect();
+        Ok((groups, Probed { attention, image_attention: encoded.image_attention.clone() }))
+    }
+}
+
+/// Completions that are being drawn.
+struct Drawing<'a> {
+    text: &'a TextModel,
+    encoded: &'a EncodedPrompts,
+    /// Of every prompt.
+    completions: usize,
+    drawn: Vec<Generated>,
+    /// Those that go on, in the order of the cache.
+    open: Vec<usize>,
+    cache: CompletionCache,
+    /// For every completion the numbers of its tokens among all that have run.
+    places: Vec<Vec<usize>>,
+    /// How many have run.
+    run: usize,
+}
+
+impl Drawing<'_> {
+    /// Runs what was drawn last and returns the hidden states of the completions that go on.
+    ///
+    /// What ended leaves only afterwards: its last token predicts nothing, but `tap` may want its states, and the last
+    /// bits of the others shall not depend on that.
+    fn run_last_tokens(&mut self, tap: Option<&mut Tap>) -> Tensor<2> {
+        let (embeddings, tokens) = self.last_tokens();
+        let (hidden, _) = self.text.complete(&self.encoded.states, embeddings, &tokens, Some(&mut self.cache), tap);
+        let goes_on = |&place: &usize| !self.drawn[self.open[place]].finished;
+        let kept: Vec<usize> = (0..self.open.len()).filter(goes_on).collect();
+        if kept.len() == self.open.len() {
+            return hidden;
+        }
+        self.open = kept.iter().map(|&place| self.open[place]).collect();
+        self.cache.keep(&kept);
+        hidden.clone().select(0, indices(&kept, &hidden.device()))
     }
 
-    /// Embeddings of the last token of each completion: `[prompts, completions, 1, hidden_size]`.
-    fn last_tokens(&self, drawn: &[Generated], completions: usize, device: &Device) -> Tensor<4> {
-        let last: Vec<i64> = drawn.iter().map(|c| i64::from(c.tokens.last().copied().unwrap_or(0))).collect();
-        let last = Tensor::<2, Int>::from_data(TensorData::new(last, [drawn.len(), 1]), device);
-        let hidden_size = self.config().text_config.hidden_size;
-        self.text().embed_tokens.forward(last).reshape([drawn.len() / completions, completions, 1, hidden_size])
+    /// States of all tokens, completion by completion, once all are drawn.
+    fn states_of(&mut self, mut tap: Tap) -> Tensor<3> {
+        // The last tokens of all others have run.
+        let (embeddings, tokens) = self.last_tokens();
+        self.text.only_tap(&self.encoded.states, embeddings, &tokens, &mut self.cache, &mut tap);
+        let taken = Tensor::cat(tap.taken, 0);
+        // They ran side by side.
+        taken.clone().select(0, indices(&self.places.concat(), &taken.device()))
     }
 
-    /// Runs the tokens that were drawn last, for `tap` alone: most completions ended before, so only the prompts of
-    /// those that did not.
-    fn run_last_tokens(
-        &self,
-        groups: &[Vec<Generated>],
-        states: PromptStates,
-        positions: &[u32],
-        mut cache: CompletionCache,
-        tap: &mut Tap,
-    ) {
-        let device = states.hidden.device();
-        let completions = groups[0].len();
-        let length = groups.iter().flatten().map(|completion| completion.tokens.len()).max().unwrap_or(0);
-        let open: Vec<usize> = (0..groups.len())
-            .filter(|&prompt| groups[prompt].iter().any(|completion| completion.tokens.len() == length))
-            .collect();
-        let drawn: Vec<Generated> = open.iter().flat_map(|&prompt| groups[prompt].clone()).collect();
-        let embeddings = self.last_tokens(&drawn, completions, &device);
-        if open.len() == groups.len() {
-            return self.text().only_tap(&states, embeddings, positions, &mut cache, tap);
+    /// Embeddings of the token that each open completion drew last.
+    fn last_tokens(&mut self) -> (Tensor<2>, Vec<NewTokens>) {
+        let mut tokens = Vec::with_capacity(self.open.len());
+        for &number in &self.open {
+            self.places[number].push(self.run);
+            self.run += 1;
+            let prompt = number / self.completions;
+            tokens.push(NewTokens { prompt, position: self.encoded.next_positions[prompt], count: 1 });
         }
-        let (states, mut cache) = (states.select(&open), cache.select(&open));
-        let positions: Vec<u32> = open.iter().map(|&prompt| positions[prompt]).collect();
-        self.text().only_tap(&states, embeddings, &positions, &mut cache, tap);
-        // Nothing reads what completions have here that are shorter: any row will do.
-        let place = |prompt| open.binary_search(&prompt).unwrap_or(0);
-        let rows: Vec<usize> = (0..groups.len())
-            .flat_map(|prompt| (0..completions).map(move |completion| (prompt, completion)))
-            .map(|(prompt, completion)| place(prompt) * completions + completion)
-            .collect();
-        if let Some(last) = tap.taken.pop() {
-            tap.taken.push(last.select(0, indices(&rows, &device)));
-        }
+        let ids = self.open.iter().filter_map(|&number| self.drawn[number].tokens.last().copied());
+        (self.text.embed(ids, &self.encoded.states.hidden.device()), tokens)
     }
 }
 

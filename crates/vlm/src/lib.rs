@@ -46,7 +46,7 @@ pub use error::{Error, WeightProblem};
 pub use generate::{Generated, Generation};
 pub use lora::LoraConfig;
 pub use memory::{Hardware, MemoryPlan, Trained, Workload};
-pub use model::{CompletionScores, QwenVl, Scored, TokenMask};
+pub use model::{CompletionScores, Positions, QwenVl, Scored, TokenMask};
 pub use parameters::{Component, Parameter, parameters};
 pub use preprocess::{Grid, ImageProcessor, ProcessedImage, decode_image, read_image, read_image_size, smart_resize};
 pub use probe::{AttentionPoint, AttentionProbe, LastAttention, Probe, Probed, ResponseStates};

@@ -276,16 +276,27 @@ impl Counter<'_> {
         SINGLE * (rows * vocabulary) as u64
     }
 
-    /// Logits are computed again, a part at a time, and a product exists twice while it is made. Or shifted logits,
+    /// Logits are computed again, a part at a time, and their gradient takes their place. Or shifted logits,
     /// log-probabilities and probabilities were kept, and two gradients of that size meet.
     fn distributions_at_once(&self) -> u64 {
-        if self.fused { 2 } else { 5 }
+        if self.fused { 1 } else { 5 }
     }
 
-    /// What a softmax keeps of a score: itself, or the shifted score and its exponential in float32, and for the product
-    /// with the values the probability.
-    fn score(&self) -> u64 {
-        if self.fused { SINGLE } else { 2 * SINGLE + self.bytes }
+    /// What is kept of so many attention scores: the shifted score and its exponential in float32, and for the product
+    /// with the values the probability. The fused operation computes them again.
+    fn scores(&self, count: u64) -> u64 {
+        if self.fused { 0 } else { (2 * SINGLE + self.bytes) * count }
+    }
+
+    /// What a pass holds of attention scores that are not kept, given all of them and the keys that a query sees: scores
+    /// and probabilities, or two gradients as large; or those of a few queries, in the `backward` pass twice.
+    fn scores_held(&self, count: u64, keys: u64, sharing: u64, backward: bool) -> u64 {
+        if self.fused {
+            let queries = fused::queries_together(sharing as usize, keys as usize) as u64;
+            SINGLE * count.min(queries * sharing * keys) * (1 + u64::from(backward))
+        } else {
+            2 * SINGLE * count
+        }
     }
 
     /// What SwiGLU keeps for every number of its hidden state: gate and up; without the fused operation also the gate's
@@ -329,32 +340,23 @@ impl Counter<'_> {
         let copies = if self.fused { 0 } else { copies };
         let completion_scores = queries * (prompt + own);
         let rows = prompts.batches * prompt + completions.batches * own;
-        let layer = rows * token + (prompt_scores + completion_scores) * self.score() + copies;
+        let scores = prompt_scores + completion_scores;
+        let layer = rows * token + self.scores(scores) + copies;
         let last_norm = rows * self.rms_norm(hidden, Component::Decoder, false);
 
-        let (mut composed, mut waiting, mut largest) = (0, 0, 0);
-        for weight in
-            self.layers.iter().filter(|layer| layer.component == Component::Decoder && linear(last_name(layer)))
-        {
-            let size = bytes * weight.count() as u64;
-            let columns = weight.shape[0] as u64;
-            let passes = || [&prompts, &completions].into_iter().filter(|pass| pass.rows > 0);
-            let broadcast = || passes().filter(|pass| pass.broadcasts(columns));
-            // Weights with an adapter are composed anew in each pass and kept for the gradient of its input.
-            composed += if self.trained.lora.is_some() { size * passes().count() as u64 } else { 0 };
-            // The gradient of a composed or broadcast weight belongs to a shallow node of its own in each pass, which
-            // comes last in the backward pass; one of them is counted as the parameter's gradient.
-            let nodes = if self.trained.lora.is_some() { passes().count() } else { broadcast().count() };
-            let own = self.trained.lora.is_none() && nodes == passes().count();
-            waiting += size * (nodes as u64 - u64::from(own));
-            // A broadcast weight has one gradient for every sequence before they are added.
-            largest = largest.max(size * broadcast().map(|pass| pass.batches).max().unwrap_or(1));
-        }
+        let weights = self.layers.iter().filter(|layer| layer.component == Component::Decoder);
+        let sizes =
+            || weights.clone().filter(|&layer| linear(last_name(layer))).map(|layer| bytes * layer.count() as u64);
+        // Weights with an adapter are composed anew in each pass and kept for the gradient of its input. That of the
+        // weight belongs to a shallow node of its own, which comes last in the backward pass.
+        let passes = [&prompts, &completions].into_iter().filter(|pass| pass.rows > 0).count() as u64;
+        let composed = if self.trained.lora.is_some() { passes * sizes().sum::<u64>() } else { 0 };
+        let held = self.scores_held(scores, prompt + own, query / key, true);
         Tape {
             kept: layers * layer + last_norm + composed,
-            // Two gradients as large as the scores, or as the hidden states of the SwiGLU.
-            transient: (2 * SINGLE * (prompt_scores + completion_scores)).max(2 * bytes * inner * rows).max(largest),
-            waiting,
+            // Those of attention, or two as large as the hidden states of the SwiGLU, or of a weight.
+            transient: held.max(2 * bytes * inner * rows).max(sizes().max().unwrap_or(0)),
+            waiting: composed,
         }
     }
 
@@ -372,6 +374,7 @@ impl Counter<'_> {
 
         let norm = |component, read_by_linear| match &vision.tower {
             Tower::Qwen2_5 { .. } => self.rms_norm(hidden, component, read_by_linear),
+            Tower::Qwen3 { .. } if self.fused => bytes * hidden * (1 + u64::from(read_by_linear)),
             // LayerNorm computes in float32 and keeps the centred input and, for its scale, the normalised one.
             Tower::Qwen3 { .. } => {
                 hidden * (SINGLE * (1 + u64::from(self.is_trained(component))) + bytes * u64::from(read_by_linear))
@@ -384,9 +387,11 @@ impl Counter<'_> {
                     + inner * (self.swiglu() + bytes * u64::from(linear("down_proj"))),
                 1,
             ),
-            // GELU by tanh: its input, that of tanh, one plus tanh, and the input of the second layer.
+            // GELU by tanh: its input, without the fused operation also that of tanh and one plus tanh; and the input of
+            // the second layer.
             Tower::Qwen3 { deepstack_visual_indexes, .. } => (
-                norm(Component::Vision, linear("linear_fc1")) + bytes * inner * (3 + u64::from(linear("linear_fc2"))),
+                norm(Component::Vision, linear("linear_fc1"))
+                    + bytes * inner * (if self.fused { 1 } else { 3 } + u64::from(linear("linear_fc2"))),
                 1 + deepstack_visual_indexes.len() as u64,
             ),
         };
@@ -394,13 +399,13 @@ impl Counter<'_> {
         let attention = norm(Component::Vision, linear("qkv")) + bytes * hidden * (3 + u64::from(linear("proj")));
         let mut tape = Tape::default();
         if blocks_trained {
-            let pixels = (vision.in_channels * vision.temporal_patch_size * vision.patch_size.pow(2)) as u64;
+            let pixels = pixels_of_patch(vision);
             let depth = vision.depth as u64;
             tape.kept += patches * (depth * (attention + mlp) + bytes * pixels * u64::from(whole))
-                + scores.iter().sum::<u64>() * self.score()
+                + self.scores(scores.iter().sum())
                 + composed;
             let most = scores.into_iter().max().unwrap_or(0);
-            tape.transient = (2 * SINGLE * most).max(2 * bytes * inner * patches);
+            tape.transient = self.scores_held(most, self.patches(1), 1, true).max(2 * bytes * inner * patches);
         }
         let merger_trained = self.is_trained(Component::Merger);
         if blocks_trained || merger_trained {
@@ -412,8 +417,8 @@ impl Counter<'_> {
     }
 
     /// What the tower takes in a forward pass that keeps nothing: in its attention the stream, its projection to query,
-    /// key and value and those three apart, with scores and probabilities; or in its MLP the stream, its norm and three
-    /// hidden states.
+    /// key and value and those three apart, with scores and probabilities; in its MLP the stream, its norm and three
+    /// hidden states; or at its beginning the pixels and the stream.
     fn vision_forward(&self, prompts: usize) -> u64 {
         let Some(vision) = &self.config.vision_config else { return 0 };
         // A frozen tower sees one prompt after another.
@@ -421,7 +426,8 @@ impl Counter<'_> {
         let (hidden, inner) = (vision.hidden_size as u64, vision.intermediate_size as u64);
         let row = self.bytes * self.patches(prompts);
         let scores = self.vision_scores(vision, prompts).into_iter().max().unwrap_or(0);
-        (row * 7 * hidden + 2 * SINGLE * scores).max(row * (2 * hidden + 3 * inner))
+        let held = self.scores_held(scores, self.patches(1), 1, false);
+        (row * 7 * hidden + held).max(row * (2 * hidden + 3 * inner)).max(row * (pixels_of_patch(vision) + hidden))
     }
 
     /// What is kept with so many prompts if the tower is frozen: visual tokens, and those of deepstack.
@@ -448,7 +454,9 @@ impl Counter<'_> {
         // The last layer of the prompts, with queries and keys from before the rotary embedding held to its end. In its
         // attention: the stream, the query twice more, scores and probabilities; in its MLP: the stream, its norm and
         // three hidden states.
-        let attention = bytes * tokens * (hidden + 3 * query + key) + 2 * SINGLE * prompts * heads * prompt.pow(2);
+        let sharing = query / key;
+        let scores = self.scores_held(prompts * heads * prompt.pow(2), prompt, sharing, false);
+        let attention = bytes * tokens * (hidden + 3 * query + key) + scores;
         let mlp = bytes * tokens * (2 * hidden + query + key + 3 * inner);
         let prefill = of_prompts + attention.max(mlp);
         // One token of every completion: the prompts' hidden states stay, logits are there as they come, on the host,
@@ -462,8 +470,8 @@ impl Counter<'_> {
     }
 
     /// What RMSNorm keeps of a row of `width` values: the input; the same in float32 where that is another type, for its
-    /// square; without the fused operation the normalised input for the gradient of the scale; and the output where a linear layer reads it whose
-    /// weight has a gradient.
+    /// square; without the fused operation the normalised input for the gradient of the scale; and the output where a
+    /// linear layer reads it whose weight has a gradient.
     fn rms_norm(&self, width: u64, component: Component, read_by_linear: bool) -> u64 {
         let squared = if self.bytes == SINGLE { 0 } else { SINGLE };
         let normalised = !self.fused && self.is_trained(component);
@@ -543,15 +551,9 @@ impl Counter<'_> {
     }
 }
 
-impl Pass {
-    /// Whether burn multiplies each sequence with a broadcast copy of a weight of so many columns instead of all rows
-    /// with the weight: `MatmulTransformPolicy::BetterTiling`.
-    fn broadcasts(&self, columns: u64) -> bool {
-        const ROW_TILE: u64 = 32;
-        let squareness = |rows: u64| (rows.min(columns), rows.max(columns));
-        let ((low, high), (merged_low, merged_high)) = (squareness(self.rows), squareness(self.batches * self.rows));
-        self.batches == 1 || self.rows.is_multiple_of(ROW_TILE) || merged_low * high <= low * merged_high
-    }
+/// Numbers of a patch.
+fn pixels_of_patch(vision: &VisionConfig) -> u64 {
+    (vision.in_channels * vision.temporal_patch_size * vision.patch_size.pow(2)) as u64
 }
 
 fn count<'a>(parameters: impl IntoIterator<Item = &'a Parameter>) -> u64 {

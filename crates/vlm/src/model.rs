@@ -1,8 +1,11 @@
 //! A vision-language model: vision tower, decoder and output head, and how a prompt with images runs through them.
 
+use std::iter::repeat;
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::config::ModelConfig;
 use crate::features::FrozenVision;
@@ -12,7 +15,7 @@ use crate::lora::LoraConfig;
 use crate::probe::{Probe, Probed, Tap, indices};
 use crate::processor::Prompt;
 use crate::rope::Position;
-use crate::text::{PromptStates, TextModel};
+use crate::text::{NewTokens, PromptStates, TextModel, ranges};
 use crate::vision::{VisionFeatures, VisionTower};
 use crate::{Error, ProcessedImage};
 
@@ -65,8 +68,20 @@ pub struct CompletionScores {
     pub log_probs: Tensor<2>,
     /// Entropy of the distribution each token is drawn from, in nats: `[completions, tokens]`.
     pub entropy: Tensor<2>,
+    /// Token positions that were computed.
+    pub positions: Positions,
     /// What else was asked for.
     pub probed: Probed,
+}
+
+/// Token positions that a pass through the decoder computes. Tokens lie one after another, so on the CPU there is no
+/// padding; elsewhere attention pads completions to the longest of their batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Positions {
+    /// Of prompts and completions.
+    pub used: usize,
+    /// Beside them.
+    pub padding: usize,
 }
 
 /// Prompts that have run through the model, ready for completions.
@@ -175,8 +190,6 @@ impl QwenVl {
         probe: Option<&Probe>,
     ) -> Result<CompletionScores, Error> {
         assert!(!batch.is_empty(), "nothing to score");
-        let lengths: Vec<usize> = batch.iter().flat_map(|item| item.completions.iter().map(|c| c.len())).collect();
-        let tokens = lengths.iter().copied().max().unwrap_or(0);
         for (index, item) in batch.iter().enumerate() {
             let longest = item.completions.iter().map(|completion| completion.len()).max().unwrap_or(0);
             self.check_length(index, item.prompt, longest)?;
@@ -187,69 +200,66 @@ impl QwenVl {
         let prompts: Vec<&Prompt> = batch.iter().map(|item| item.prompt).collect();
         let encoded = self.encode_prompts(&prompts, probe)?;
         let device = encoded.states.hidden.device();
-        let heads = self.text().heads();
         let attention = probe.and_then(|probe| probe.attention.as_ref());
-        let hidden_size = self.config.text_config.hidden_size;
 
         // The last token of a completion predicts nothing, so it runs only when its query is wanted.
-        let fed = if attention.is_some() { tokens } else { tokens.saturating_sub(1) };
-        let width = batch.iter().map(|item| item.completions.len()).max().unwrap_or(0);
-        let mut tap = attention.map(|attention| Tap::new(attention, heads, &device));
+        let fed = |completion: &[u32]| completion.len().saturating_sub(usize::from(attention.is_none()));
+        let completions: Vec<(usize, &[u32])> = batch
+            .iter()
+            .enumerate()
+            .flat_map(|(prompt, item)| item.completions.iter().map(move |&completion| (prompt, completion)))
+            .collect();
+        let new: Vec<NewTokens> = completions
+            .iter()
+            .map(|&(prompt, completion)| NewTokens {
+                prompt,
+                position: encoded.next_positions[prompt],
+                count: fed(completion),
+            })
+            .collect();
+        let rows = ranges(new.iter().map(|new| new.count));
+        let mut tap = attention.map(|attention| Tap::new(attention, self.text().heads(), &device));
         let mut hidden = last_hidden(&encoded);
-        if fed > 0 {
-            let mut ids = vec![0i64; batch.len() * width * fed];
-            for (row, completion) in rows(batch, width) {
-                for (slot, &id) in ids[row * fed..][..fed].iter_mut().zip(completion) {
-                    *slot = i64::from(id);
-                }
-            }
-            let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch.len() * width, fed]), &device);
-            let embeddings =
-                self.model.language_model.embed_tokens.forward(ids).reshape([batch.len(), width, fed, hidden_size]);
-            let completed = self.model.language_model.complete(
-                &encoded.states,
-                embeddings,
-                &encoded.next_positions,
-                None,
-                tap.as_mut(),
-            );
-            hidden = Tensor::cat(vec![hidden, completed.reshape([batch.len() * width * fed, hidden_size])], 0);
+        let mut positions = Positions { used: encoded.states.hidden.dims()[0], padding: encoded.states.padding };
+        if rows.last().is_some_and(|rows| rows.end > 0) {
+            let ids = completions.iter().flat_map(|(_, completion)| completion[..fed(completion)].iter().copied());
+            let embeddings = self.text().embed(ids, &device);
+            positions.used += embeddings.dims()[0];
+            let (completed, padding) = self.text().complete(&encoded.states, embeddings, &new, None, tap.as_mut());
+            positions.padding += padding;
+            hidden = Tensor::cat(vec![hidden, completed], 0);
         }
 
-        // One row of logits for every real token: that of the state before it. Padding does no arithmetic here.
+        // The state before a token predicts it.
+        let tokens = completions.iter().map(|(_, completion)| completion.len()).max().unwrap_or(0);
         let mut states = Vec::new();
         let mut targets = Vec::new();
-        let mut slots = vec![0i64; lengths.len() * tokens];
-        for (completion_index, (row, completion)) in rows(batch, width).enumerate() {
+        let mut slots = vec![0; completions.len() * tokens];
+        for (index, (&(prompt, completion), rows)) in completions.iter().zip(&rows).enumerate() {
             for (t, &id) in completion.iter().enumerate() {
-                states.push(if t == 0 { (row / width) as i64 } else { (batch.len() + row * fed + t - 1) as i64 });
+                states.push(if t == 0 { prompt } else { batch.len() + rows.start + t - 1 });
                 targets.push(id);
-                slots[completion_index * tokens + t] = targets.len() as i64;
+                slots[index * tokens + t] = targets.len();
             }
         }
-        let index = |values: Vec<i64>| {
-            let length = values.len();
-            Tensor::<1, Int>::from_data(TensorData::new(values, [length]), &device)
-        };
         let scoring = Scoring { targets, bias: mask.bias(), temperature };
-        let scores = score(hidden.select(0, index(states)), self.head(), scoring);
+        let scores = score(hidden.select(0, indices(&states, &device)), self.head(), scoring);
         // Slot 0 is the padding's zero.
-        let slots = index(slots);
+        let slots = indices(&slots, &device);
         let spread = |values: Tensor<2>| {
             Tensor::cat(vec![Tensor::zeros([1, 1], &device), values], 0)
                 .select(0, slots.clone())
-                .reshape([lengths.len(), tokens])
+                .reshape([completions.len(), tokens])
         };
         let taken = attention.zip(tap.and_then(|tap| tap.taken.into_iter().next()));
-        let attention = taken.map(|(attention, states)| {
-            let real: Vec<usize> = rows(batch, width).map(|(row, _)| row).collect();
-            let whole = real.len() == states.dims()[0];
-            let response = if whole { states } else { states.clone().select(0, indices(&real, &states.device())) };
-            attention.found(attention.visual_keys(&prompts, &encoded.states), heads, response)
+        let attention = taken.map(|(attention, response)| {
+            let visual_keys = attention.visual_keys(&prompts, &encoded.states);
+            attention.found(visual_keys, self.text().heads(), response)
         });
         Ok(CompletionScores {
             log_probs: spread(scores.clone().narrow(1, 0, 1)),
             entropy: spread(scores.narrow(1, 1, 1)),
+            positions,
             probed: Probed { attention, image_attention: encoded.image_attention },
         })
     }
@@ -276,13 +286,14 @@ impl QwenVl {
     /// When a token id is outside the vocabulary or a prompt is longer than the context.
     pub fn prompt_logits(&self, prompts: &[&Prompt]) -> Result<Tensor<3>, Error> {
         assert!(!prompts.is_empty(), "nothing to run");
-        let hidden = self.encode_prompts(prompts, None)?.states.hidden;
-        let [rows, tokens, width] = hidden.dims();
-        Ok(self.logits(hidden.reshape([rows * tokens, width])).reshape([
-            rows,
-            tokens,
-            self.config.text_config.vocab_size,
-        ]))
+        let states = self.encode_prompts(prompts, None)?.states;
+        let vocabulary = self.config.text_config.vocab_size;
+        let longest = states.rows.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
+        // What pads a row is the logits of some token or other.
+        let padded = |rows: &Range<usize>| rows.clone().chain(repeat(0)).take(longest);
+        let rows: Vec<usize> = states.rows.iter().flat_map(padded).collect();
+        let hidden = states.hidden.clone().select(0, indices(&rows, &states.hidden.device()));
+        Ok(self.logits(hidden).reshape([prompts.len(), longest, vocabulary]))
     }
 
     pub(crate) fn text(&self) -> &TextModel {
@@ -321,54 +332,38 @@ impl QwenVl {
         let text = self.text();
         let device = text.embed_tokens.weight.val().device();
         let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.input_ids().len()).collect();
-        let tokens = lengths.iter().copied().max().unwrap_or(0);
-        let count = prompts.len();
+        let rows = ranges(lengths.iter().copied());
+        let count = lengths.iter().sum();
 
-        let mut ids = vec![0i64; count * tokens];
-        let mut positions = vec![[0; 3]; count * tokens];
-        let mut next_positions = Vec::with_capacity(count);
+        let mut positions = vec![[0; 3]; count];
+        let mut next_positions = Vec::with_capacity(prompts.len());
         // Row of the visual features for every token, counted from 1; 0 for text.
-        let mut visual = vec![0i64; count * tokens];
+        let mut visual = vec![0; count];
         let mut visual_tokens = 0;
-        for (row, prompt) in prompts.iter().enumerate() {
-            for (slot, &id) in ids[row * tokens..].iter_mut().zip(prompt.input_ids()) {
-                *slot = i64::from(id);
-            }
-            next_positions.push(self.fill_positions(prompt, &mut positions[row * tokens..][..tokens]));
+        for (rows, prompt) in rows.iter().zip(prompts) {
+            next_positions.push(self.fill_positions(prompt, &mut positions[rows.clone()]));
             for position in prompt.image_spans().iter().cloned().flatten() {
                 visual_tokens += 1;
-                visual[row * tokens + position] = visual_tokens;
+                visual[rows.start + position] = visual_tokens;
             }
         }
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [count, tokens]), &device);
-        let mut embeddings = text.embed_tokens.forward(ids);
-        let hidden_size = self.config.text_config.hidden_size;
+        let ids = prompts.iter().flat_map(|prompt| prompt.input_ids().iter().copied());
+        let mut embeddings = text.embed(ids, &device);
         let mut deepstack = Vec::new();
         let mut image_attention = None;
         let wants_attention = probe.is_some_and(|probe| probe.image_attention);
         if let Some(features) = self.visual_features(prompts, wants_attention, &device)? {
             image_attention = features.attention.map(|attention| of_prompts(prompts, &attention));
-            let rows = count * tokens;
-            let index = |values: Vec<i64>| Tensor::<1, Int>::from_data(TensorData::new(values, [rows]), &device);
             // Text rows pick themselves, image rows pick from the features behind them.
-            let sources = visual
-                .iter()
-                .enumerate()
-                .map(|(row, &v)| if v == 0 { row as i64 } else { rows as i64 + v - 1 })
-                .collect();
-            embeddings = Tensor::cat(vec![embeddings.reshape([rows, hidden_size]), features.tokens], 0)
-                .select(0, index(sources))
-                .reshape([count, tokens, hidden_size]);
-            let visual = index(visual);
-            deepstack = features
-                .deepstack
-                .into_iter()
-                .map(|level| {
-                    Tensor::cat(vec![Tensor::zeros([1, hidden_size], (&device, level.dtype())), level], 0)
-                        .select(0, visual.clone())
-                        .reshape([count, tokens, hidden_size])
-                })
-                .collect();
+            let sources: Vec<usize> =
+                visual.iter().enumerate().map(|(row, &v)| if v == 0 { row } else { count + v - 1 }).collect();
+            embeddings = Tensor::cat(vec![embeddings, features.tokens], 0).select(0, indices(&sources, &device));
+            let visual = indices(&visual, &device);
+            let level = |level: Tensor<2>| {
+                let nothing = Tensor::zeros([1, level.dims()[1]], (&device, level.dtype()));
+                Tensor::cat(vec![nothing, level], 0).select(0, visual.clone())
+            };
+            deepstack = features.deepstack.into_iter().map(level).collect();
         }
         let before_rope = probe.is_some_and(Probe::before_rope);
         let states = text.prompt(embeddings, &lengths, &positions, deepstack, before_rope);
@@ -402,21 +397,11 @@ impl QwenVl {
     }
 }
 
-/// (row of a rectangular batch of `width` completions a prompt, tokens) of every completion.
-fn rows<'a>(batch: &'a [Scored<'a>], width: usize) -> impl Iterator<Item = (usize, &'a [u32])> {
-    batch
-        .iter()
-        .enumerate()
-        .flat_map(move |(i, item)| item.completions.iter().enumerate().map(move |(j, &tokens)| (i * width + j, tokens)))
-}
-
 /// Hidden state of each prompt's last token: `[prompts, hidden_size]`.
 pub(crate) fn last_hidden(encoded: &EncodedPrompts) -> Tensor<2> {
-    let [prompts, tokens, width] = encoded.states.hidden.dims();
-    let last: Vec<i64> =
-        encoded.states.lengths.iter().enumerate().map(|(row, length)| (row * tokens + length - 1) as i64).collect();
-    let last = Tensor::<1, Int>::from_data(TensorData::new(last, [prompts]), &encoded.states.hidden.device());
-    encoded.states.hidden.clone().reshape([prompts * tokens, width]).select(0, last)
+    let states = &encoded.states;
+    let last: Vec<usize> = states.rows.iter().map(|rows| rows.end - 1).collect();
+    states.hidden.clone().select(0, indices(&last, &states.hidden.device()))
 }
 
 /// A value a visual token, cut where prompts end.

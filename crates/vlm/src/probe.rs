@@ -62,9 +62,9 @@ pub struct Probed {
 /// States of completion tokens and keys of visual tokens in the last decoder layer.
 #[derive(Debug, Clone)]
 pub struct LastAttention {
-    /// `[completions, heads, tokens, head_dim]`, completions of all prompts one after another, right-padded: each
-    /// token's state at its own position.
-    pub response: Tensor<4>,
+    /// `[tokens, heads, head_dim]`, tokens of the completions of all prompts one after another: each token's state at
+    /// its own position.
+    pub response: Tensor<3>,
     /// For every prompt `[key heads, visual tokens, head_dim]`; without a choice, visual tokens in the order of the
     /// prompt.
     pub visual_keys: Vec<Tensor<3>>,
@@ -116,19 +116,20 @@ impl AttentionProbe {
             AttentionPoint::AfterRope => states.layers.last().map(|layer| layer.key.clone()),
         };
         let Some(keys) = keys.map(without_graph) else { return Vec::new() };
-        let of_prompt = |(row, prompt): (usize, &&Prompt)| {
-            let visual: Vec<usize> = visual_positions(prompt).collect();
-            let positions = match &self.visual_tokens {
-                Some(chosen) => chosen[row].iter().map(|&token| visual[token]).collect(),
+        let of_prompt = |(index, prompt): (usize, &&Prompt)| {
+            let start = states.rows[index].start;
+            let visual: Vec<usize> = visual_positions(prompt).map(|position| start + position).collect();
+            let rows = match &self.visual_tokens {
+                Some(chosen) => chosen[index].iter().map(|&token| visual[token]).collect(),
                 None => visual,
             };
-            keys.clone().narrow(0, row, 1).squeeze_dim::<3>(0).select(1, indices(&positions, &keys.device()))
+            keys.clone().select(0, indices(&rows, &keys.device())).swap_dims(0, 1)
         };
         prompts.iter().enumerate().map(of_prompt).collect()
     }
 
     /// What was asked for, with the states of the completions.
-    pub(crate) fn found(&self, visual_keys: Vec<Tensor<3>>, heads: Heads, response: Tensor<4>) -> LastAttention {
+    pub(crate) fn found(&self, visual_keys: Vec<Tensor<3>>, heads: Heads, response: Tensor<3>) -> LastAttention {
         LastAttention { response, visual_keys, key_heads: self.key_heads(heads) }
     }
 }
@@ -139,8 +140,8 @@ pub(crate) struct Tap {
     response: ResponseStates,
     /// Rows of the states that are taken; `None` for all.
     heads: Option<Tensor<1, Int>>,
-    /// `[completions, heads, tokens, head_dim]` of every pass so far.
-    pub(crate) taken: Vec<Tensor<4>>,
+    /// `[tokens, heads, head_dim]` of every pass so far.
+    pub(crate) taken: Vec<Tensor<3>>,
 }
 
 impl Tap {

@@ -5,17 +5,17 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::config::TextConfig;
 use crate::fused::rotate;
 
-/// Cosines and sines for a set of positions in float32, ready to broadcast over queries and keys of any float type.
+/// Cosines and sines for the positions of tokens in float32, for queries and keys of any float type:
+/// `[tokens, head_dim]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Rotary {
-    cos: Tensor<4>,
-    sin: Tensor<4>,
+    cos: Tensor<2>,
+    sin: Tensor<2>,
 }
 
 impl Rotary {
-    /// From one angle per frequency: `angles` has the row length `head_dim / 2`, `shape` the full `head_dim`.
-    fn from_angles(angles: &[f32], shape: [usize; 4], device: &Device) -> Self {
-        let half = shape[3] / 2;
+    /// From one angle per token and frequency; there are `half` a head as many frequencies.
+    fn from_angles(angles: &[f32], half: usize, device: &Device) -> Self {
         // Both halves of a head share their angles (the "rotate half" convention).
         let table = |f: fn(f64) -> f64| {
             let mut values = Vec::with_capacity(angles.len() * 2);
@@ -24,13 +24,13 @@ impl Rotary {
                 values.extend(row.iter().map(|&angle| f(f64::from(angle)) as f32));
                 values.extend_from_within(start..);
             }
-            Tensor::from_data(TensorData::new(values, shape), device)
+            Tensor::from_data(TensorData::new(values, [angles.len() / half, 2 * half]), device)
         };
         Self { cos: table(f64::cos), sin: table(f64::sin) }
     }
 
-    /// Rotates `[rows, tokens, heads, head_dim]`, and puts heads before tokens.
-    pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+    /// Rotates `[tokens, heads, head_dim]`.
+    pub(crate) fn apply(&self, x: Tensor<3>) -> Tensor<3> {
         rotate(x, &self.cos, &self.sin)
     }
 }
@@ -74,9 +74,8 @@ impl MultimodalRope {
         }
     }
 
-    /// Tables for `rows` x `columns` positions given row by row: `[rows, columns, 1, head_dim]`, which broadcasts over
-    /// heads.
-    pub(crate) fn tables(&self, positions: &[Position], rows: usize, device: &Device) -> Rotary {
+    /// Tables for tokens at these positions.
+    pub(crate) fn tables(&self, positions: &[Position], device: &Device) -> Rotary {
         let mut angles = Vec::with_capacity(positions.len() * self.axes.len());
         for position in positions {
             angles.extend(
@@ -86,13 +85,13 @@ impl MultimodalRope {
                     .map(|(&frequency, &axis)| position[axis] as f32 * frequency),
             );
         }
-        Rotary::from_angles(&angles, [rows, positions.len() / rows, 1, self.head_dim], device)
+        Rotary::from_angles(&angles, self.head_dim / 2, device)
     }
 }
 
 /// The vision tower's rotary embedding: half of a head's frequencies turn with the row, half with the column.
 ///
-/// `coordinates` are (row, column) of every patch; the tables have the shape `[1, patches, 1, head_dim]`.
+/// `coordinates` are (row, column) of every patch.
 pub(crate) fn vision_rotary(coordinates: &[(usize, usize)], head_dim: usize, device: &Device) -> Rotary {
     const BASE: f64 = 10_000.0;
     let frequencies = inverse_frequencies(head_dim / 2, BASE);
@@ -101,5 +100,5 @@ pub(crate) fn vision_rotary(coordinates: &[(usize, usize)], head_dim: usize, dev
         angles.extend(frequencies.iter().map(|frequency| row as f32 * frequency));
         angles.extend(frequencies.iter().map(|frequency| column as f32 * frequency));
     }
-    Rotary::from_angles(&angles, [1, coordinates.len(), 1, head_dim], device)
+    Rotary::from_angles(&angles, head_dim / 2, device)
 }

@@ -5,16 +5,18 @@
 //! Scoring and decoding are the same code; gradients flow through both passes. This is the attention of one long
 //! sequence per completion, computed without repeating the prompt.
 //!
+//! Tokens lie one after another, prompt by prompt and completion by completion, each as long as it is: nothing is padded.
+//!
 //! Field names are those of the published weights.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::config::TextConfig;
-use crate::fused::{Attended, attend, rms_norm, swiglu};
+use crate::fused::{Attended, Span, attend, linear, rms_norm, swiglu};
 use crate::probe::{Tap, indices};
 use crate::rope::{MultimodalRope, Position, Rotary};
 
@@ -71,31 +73,43 @@ struct Mlp {
     down_proj: Linear,
 }
 
-/// Keys and values of one layer.
+/// Keys and values of one layer, `[tokens, key heads, head_dim]`.
 #[derive(Debug, Clone)]
-pub(crate) struct KeyValue<const D: usize> {
-    pub(crate) key: Tensor<D>,
-    pub(crate) value: Tensor<D>,
+pub(crate) struct KeyValue {
+    pub(crate) key: Tensor<3>,
+    pub(crate) value: Tensor<3>,
 }
 
 /// Prompts that have run through the decoder.
 #[derive(Debug, Clone)]
 pub(crate) struct PromptStates {
-    /// Final hidden states, normalised: `[prompts, tokens, hidden_size]`. Rows are right-padded; padding holds
-    /// finite numbers without meaning.
-    pub(crate) hidden: Tensor<3>,
-    /// Per layer, `[prompts, key heads, tokens, head_dim]`.
-    pub(crate) layers: Vec<KeyValue<4>>,
-    /// Keys of the last layer before the rotary embedding, same shape; kept on request.
-    pub(crate) last_key_before_rope: Option<Tensor<4>>,
-    /// Tokens of every prompt.
-    pub(crate) lengths: Arc<[usize]>,
+    /// Final hidden states, normalised: `[tokens, hidden_size]`.
+    pub(crate) hidden: Tensor<2>,
+    pub(crate) layers: Vec<KeyValue>,
+    /// Keys of the last layer before the rotary embedding; kept on request.
+    pub(crate) last_key_before_rope: Option<Tensor<3>>,
+    /// Where the tokens of each prompt lie.
+    pub(crate) rows: Vec<Range<usize>>,
+    /// Rows of padding that were computed beside them.
+    pub(crate) padding: usize,
 }
 
-/// Keys and values that completions have produced so far, in preallocated tensors: decoding appends to them.
+/// Tokens of a completion that run through the decoder together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewTokens {
+    /// Number of its prompt. Completions of a prompt follow each other.
+    pub(crate) prompt: usize,
+    /// Position of the completion's first token.
+    pub(crate) position: u32,
+    pub(crate) count: usize,
+}
+
+/// Keys and values that completions have produced so far, in preallocated tensors: decoding appends to them. All
+/// completions in it have the same length.
 pub(crate) struct CompletionCache {
-    /// Per layer, `[prompts, key heads, completions, capacity, head_dim]`.
-    layers: Vec<KeyValue<5>>,
+    /// Per layer, `[completions, capacity, key heads, head_dim]`.
+    layers: Vec<[Tensor<4>; 2]>,
+    capacity: usize,
     length: usize,
 }
 
@@ -109,60 +123,67 @@ impl TextModel {
         }
     }
 
+    /// Embeddings of tokens: `[tokens, hidden_size]`.
+    pub(crate) fn embed(&self, ids: impl IntoIterator<Item = u32>, device: &Device) -> Tensor<2> {
+        let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
+        let count = ids.len();
+        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, count]), device);
+        self.embed_tokens.forward(ids).squeeze_dim(0)
+    }
+
     /// Runs prompts.
     ///
-    /// `embeddings` is `[prompts, tokens, hidden_size]`, right-padded to the longest of `lengths`; `positions` are
-    /// given row by row for the padded rows; `deepstack[i]` is added after layer `i`.
+    /// `embeddings` is `[tokens, hidden_size]`, those of all prompts one after another, and `positions` has as many;
+    /// `deepstack[i]` is added after layer `i`.
     pub(crate) fn prompt(
         &self,
-        embeddings: Tensor<3>,
+        embeddings: Tensor<2>,
         lengths: &[usize],
         positions: &[Position],
-        deepstack: Vec<Tensor<3>>,
+        deepstack: Vec<Tensor<2>>,
         keep_key_before_rope: bool,
     ) -> PromptStates {
-        let [prompts, tokens, _] = embeddings.dims();
-        let device = embeddings.device();
-        let rotary = self.rope.tables(positions, prompts, &device);
-        let lengths: Arc<[usize]> = lengths.into();
-        // Padding comes after every real token, so that it is hidden from them without more.
-        let attended = Attended::new(&embeddings, Arc::clone(&lengths), 0, Some(tokens), tokens, self.heads().dim);
+        let rotary = self.rope.tables(positions, &embeddings.device());
+        let rows = ranges(lengths.iter().copied());
+        let span = |rows: &Range<usize>| Span { queries: rows.clone(), own: rows.clone(), prompt: 0..0 };
+        let spans: Vec<Span> = rows.iter().map(span).collect();
+        let attended = Attended::new(&embeddings, &spans, true, self.heads().sharing(), self.heads().dim);
         let mut deepstack = deepstack.into_iter();
         let mut layers = Vec::with_capacity(self.layers.len());
         let mut last_key_before_rope = None;
         let mut x = embeddings;
         for (index, layer) in self.layers.iter().enumerate() {
-            let projected = layer.project(x.clone(), &rotary);
-            let attended = layer.self_attn.attend_self(projected.query_after_rope, &projected.key_value, &attended);
-            x = layer.finish(x, attended);
+            let Projected { query_after_rope, key_value, key_before_rope, .. } = layer.project(x.clone(), &rotary);
+            let own = [key_value.key.clone(), key_value.value.clone()];
+            let mixed = attend(query_after_rope, None, own, &attended);
+            x = layer.finish(x, mixed);
             if let Some(features) = deepstack.next() {
                 x = x + features;
             }
             if keep_key_before_rope && index + 1 == self.layers.len() {
-                last_key_before_rope = Some(projected.key_before_rope);
+                last_key_before_rope = Some(key_before_rope);
             }
-            layers.push(projected.key_value);
+            layers.push(key_value);
         }
-        PromptStates { hidden: rms_norm(&self.norm, x), layers, last_key_before_rope, lengths }
+        let hidden = rms_norm(&self.norm, x);
+        PromptStates { hidden, layers, last_key_before_rope, rows, padding: attended.padding() }
     }
 
-    /// Runs completion tokens behind their prompts and returns the final hidden states, normalised, same shape.
+    /// Runs completion tokens behind their prompts and returns the final hidden states, normalised, same shape, and how
+    /// many rows of padding there were beside them.
     ///
-    /// `embeddings` is `[prompts, completions, tokens, hidden_size]`, `positions` the first token's position of every
-    /// prompt's completions. With a cache, the tokens continue those in it and are appended; without, they are the
-    /// whole completions. `tap` takes its states.
+    /// `embeddings` is `[tokens, hidden_size]`, those of all completions one after another. With a cache, the tokens
+    /// continue those in it and are appended; without, they are the whole completions. `tap` takes its states.
     pub(crate) fn complete(
         &self,
         prompt: &PromptStates,
-        embeddings: Tensor<4>,
-        positions: &[u32],
+        embeddings: Tensor<2>,
+        completions: &[NewTokens],
         mut cache: Option<&mut CompletionCache>,
         mut tap: Option<&mut Tap>,
-    ) -> Tensor<4> {
-        let shape = embeddings.dims();
-        let [prompts, completions, tokens, hidden] = shape;
-        let pass = self.completing(prompt, &embeddings, positions, cache.as_deref());
-        let mut x = embeddings.reshape([prompts * completions, tokens, hidden]);
+    ) -> (Tensor<2>, usize) {
+        let pass = self.completing(prompt, &embeddings, completions, cache.as_deref());
+        let mut x = embeddings;
         for (index, layer) in self.layers.iter().enumerate() {
             let projected = layer.project(x.clone(), &pass.rotary);
             if let Some(tap) = tap.as_deref_mut().filter(|_| index + 1 == self.layers.len()) {
@@ -171,23 +192,22 @@ impl TextModel {
             x = pass.finish(index, layer, x, projected, cache.as_deref_mut());
         }
         if let Some(cache) = cache {
-            cache.length += tokens;
+            cache.length += pass.new_tokens;
         }
-        rms_norm(&self.norm, x).reshape(shape)
+        (rms_norm(&self.norm, x), pass.attended.padding())
     }
 
     /// Only what `tap` takes of the completions that [`Self::complete`] would run.
     pub(crate) fn only_tap(
         &self,
         prompt: &PromptStates,
-        embeddings: Tensor<4>,
-        positions: &[u32],
+        embeddings: Tensor<2>,
+        completions: &[NewTokens],
         cache: &mut CompletionCache,
         tap: &mut Tap,
     ) {
-        let [prompts, completions, tokens, hidden] = embeddings.dims();
-        let pass = self.completing(prompt, &embeddings, positions, Some(cache));
-        let mut x = embeddings.reshape([prompts * completions, tokens, hidden]);
+        let pass = self.completing(prompt, &embeddings, completions, Some(cache));
+        let mut x = embeddings;
         let Some((last, layers)) = self.layers.split_last() else { return };
         for (index, layer) in layers.iter().enumerate() {
             let projected = layer.project(x.clone(), &pass.rotary);
@@ -199,21 +219,28 @@ impl TextModel {
     fn completing<'a>(
         &self,
         prompt: &'a PromptStates,
-        embeddings: &Tensor<4>,
-        positions: &[u32],
+        embeddings: &Tensor<2>,
+        completions: &[NewTokens],
         cache: Option<&CompletionCache>,
     ) -> Completing<'a> {
-        let [prompts, completions, tokens, _] = embeddings.dims();
-        let device = embeddings.device();
         let start = cache.map_or(0, |cache| cache.length);
-        let positions: Vec<Position> =
-            positions.iter().flat_map(|&first| (0..tokens as u32).map(move |i| [first + i; 3])).collect();
-        let rotary = self.rope.tables(&positions, prompts, &device);
-        let prompt_tokens = prompt.hidden.dims()[1];
-        let lengths = Arc::clone(&prompt.lengths);
-        let attended =
-            Attended::new(embeddings, lengths, prompt_tokens, Some(tokens), start + tokens, self.heads().dim);
-        Completing { prompt, prompts, completions, start, rotary, attended }
+        let of_completion = |new: &NewTokens| {
+            let first = new.position + start as u32;
+            (first..first + new.count as u32).map(|position| [position; 3])
+        };
+        let positions: Vec<Position> = completions.iter().flat_map(of_completion).collect();
+        let rotary = self.rope.tables(&positions, &embeddings.device());
+        let queries = ranges(completions.iter().map(|new| new.count));
+        let span = |(index, (new, queries)): (usize, (&NewTokens, Range<usize>))| {
+            let own = match cache {
+                Some(cache) => index * cache.capacity..index * cache.capacity + start + new.count,
+                None => queries.clone(),
+            };
+            Span { queries, own, prompt: prompt.rows[new.prompt].clone() }
+        };
+        let spans: Vec<Span> = completions.iter().zip(queries).enumerate().map(span).collect();
+        let attended = Attended::new(embeddings, &spans, true, self.heads().sharing(), self.heads().dim);
+        Completing { prompt, start, new_tokens: completions.first().map_or(0, |new| new.count), rotary, attended }
     }
 
     /// How many heads its layers have.
@@ -222,13 +249,23 @@ impl TextModel {
     }
 }
 
+/// What lies one after another.
+pub(crate) fn ranges(lengths: impl IntoIterator<Item = usize>) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let range = |length| {
+        end += length;
+        end - length..end
+    };
+    lengths.into_iter().map(range).collect()
+}
+
 /// Completions on their way through the layers.
 struct Completing<'a> {
     prompt: &'a PromptStates,
-    prompts: usize,
-    completions: usize,
     /// Tokens in the cache before these.
     start: usize,
+    /// Of every completion, with a cache.
+    new_tokens: usize,
     rotary: Rotary,
     attended: Attended,
 }
@@ -239,105 +276,60 @@ impl Completing<'_> {
         &self,
         index: usize,
         layer: &DecoderLayer,
-        x: Tensor<3>,
+        x: Tensor<2>,
         projected: Projected,
         cache: Option<&mut CompletionCache>,
-    ) -> Tensor<3> {
-        let &Self { prompts, completions, .. } = self;
-        let heads = layer.self_attn.heads;
-        let per_prompt = |t: Tensor<4>| {
-            let [_, heads, tokens, dim] = t.dims();
-            t.reshape([prompts, completions, heads, tokens, dim]).swap_dims(1, 2)
+    ) -> Tensor<2> {
+        let own = match cache {
+            Some(cache) => cache.append(index, projected.key_value, self.start, self.new_tokens),
+            None => [projected.key_value.key, projected.key_value.value],
         };
-        let KeyValue { key, value } = projected.key_value;
-        let mut own = KeyValue { key: per_prompt(key), value: per_prompt(value) };
-        if let Some(cache) = cache {
-            own = cache.append(index, own, self.start);
-        }
-        // [prompts x completions, query heads, tokens, dim]: the query heads of a key head lie side by side.
-        let query = projected.query_after_rope;
-        let tokens = query.dims()[2];
-        let query =
-            query.reshape([prompts, completions, heads.key, heads.sharing() * tokens, heads.dim]).swap_dims(1, 2);
-        let prompt = self.prompt.layers[index].clone();
-        let attended = attend(query, [prompt.key, prompt.value], [own.key, own.value], &self.attended);
-        let attended = attended
-            .reshape([prompts, heads.key, completions, heads.sharing(), tokens * heads.dim])
-            .permute([0, 2, 1, 3, 4])
-            .reshape([prompts * completions, heads.query, tokens, heads.dim])
-            .swap_dims(1, 2)
-            .reshape([prompts * completions, tokens, heads.query * heads.dim]);
-        layer.finish(x, attended)
-    }
-}
-
-impl PromptStates {
-    /// What [`TextModel::only_tap`] reads of some prompts, all layers but the last; of the others, a layer goes before
-    /// the next is copied.
-    pub(crate) fn select(mut self, prompts: &[usize]) -> Self {
-        self.layers.pop();
-        let lengths = prompts.iter().map(|&prompt| self.lengths[prompt]).collect();
-        let prompts = indices(prompts, &self.hidden.device());
-        let select = |t: Tensor<4>| t.select(0, prompts.clone());
-        Self {
-            hidden: self.hidden.select(0, prompts.clone()),
-            layers: self
-                .layers
-                .into_iter()
-                .map(|layer| KeyValue { key: select(layer.key), value: select(layer.value) })
-                .collect(),
-            last_key_before_rope: self.last_key_before_rope.map(select),
-            lengths,
-        }
+        let KeyValue { key, value } = self.prompt.layers[index].clone();
+        layer.finish(x, attend(projected.query_after_rope, Some([key, value]), own, &self.attended))
     }
 }
 
 impl CompletionCache {
-    /// Room for `capacity` tokens of `completions` completions for every prompt.
+    /// Room for `capacity` tokens of each of `completions` completions.
     pub(crate) fn new(prompt: &PromptStates, completions: usize, capacity: usize) -> Self {
-        let layers = prompt
-            .layers
-            .iter()
-            .map(|layer| {
-                let [prompts, heads, _, dim] = layer.key.dims();
-                let options = (&layer.key.device(), layer.key.dtype());
-                let empty = || Tensor::zeros([prompts, heads, completions, capacity, dim], options);
-                KeyValue { key: empty(), value: empty() }
-            })
-            .collect();
-        Self { layers, length: 0 }
+        let empty = |layer: &KeyValue| {
+            let [_, heads, dim] = layer.key.dims();
+            let options = (&layer.key.device(), layer.key.dtype());
+            [(); 2].map(|()| Tensor::zeros([completions, capacity, heads, dim], options))
+        };
+        Self { layers: prompt.layers.iter().map(empty).collect(), capacity, length: 0 }
     }
 
-    /// The same of the completions of some prompts.
-    pub(crate) fn select(mut self, prompts: &[usize]) -> Self {
-        self.layers.pop();
-        let Some(prompts) = self.layers.first().map(|layer| indices(prompts, &layer.key.device())) else { return self };
-        let select = |t: Tensor<5>| t.select(0, prompts.clone());
-        let layers = self.layers.into_iter();
-        let layers = layers.map(|layer| KeyValue { key: select(layer.key), value: select(layer.value) });
-        Self { layers: layers.collect(), length: self.length }
+    /// Keeps some of the completions, in this order.
+    pub(crate) fn keep(&mut self, completions: &[usize]) {
+        let Some([key, _]) = self.layers.first() else { return };
+        let rows = indices(completions, &key.device());
+        for tensor in self.layers.iter_mut().flatten() {
+            tensor.inplace(|tensor| tensor.select(0, rows.clone()));
+        }
     }
 
-    /// Writes one layer's new keys and values at `start` and returns everything up to and with them.
-    fn append(&mut self, layer: usize, new: KeyValue<5>, start: usize) -> KeyValue<5> {
-        let [prompts, heads, completions, tokens, dim] = new.key.dims();
-        let range = [0..prompts, 0..heads, 0..completions, start..start + tokens, 0..dim];
-        let slot = &mut self.layers[layer];
-        slot.key.inplace(|key| key.slice_assign(range.clone(), new.key));
-        slot.value.inplace(|value| value.slice_assign(range, new.value));
-        let filled = |t: &Tensor<5>| t.clone().narrow(3, 0, start + tokens);
-        KeyValue { key: filled(&slot.key), value: filled(&slot.value) }
+    /// Writes one layer's new keys and values at `start`, and returns all, room included:
+    /// `[completions x capacity, key heads, head_dim]`.
+    fn append(&mut self, layer: usize, new: KeyValue, start: usize, tokens: usize) -> [Tensor<3>; 2] {
+        let [rows, heads, dim] = new.key.dims();
+        let range = [0..rows / tokens, start..start + tokens, 0..heads, 0..dim];
+        for (slot, new) in self.layers[layer].iter_mut().zip([new.key, new.value]) {
+            let new = new.reshape([rows / tokens, tokens, heads, dim]);
+            slot.inplace(|slot| slot.slice_assign(range.clone(), new));
+        }
+        self.layers[layer].clone().map(|slot| slot.flatten(0, 1))
     }
 }
 
 /// What attention computes from the residual stream.
 pub(crate) struct Projected {
-    /// `[rows, query heads, tokens, head_dim]`.
-    pub(crate) query_before_rope: Tensor<4>,
-    pub(crate) query_after_rope: Tensor<4>,
-    /// `[rows, key heads, tokens, head_dim]`.
-    pub(crate) key_before_rope: Tensor<4>,
-    pub(crate) key_value: KeyValue<4>,
+    /// `[tokens, query heads, head_dim]`.
+    pub(crate) query_before_rope: Tensor<3>,
+    pub(crate) query_after_rope: Tensor<3>,
+    /// `[tokens, key heads, head_dim]`.
+    pub(crate) key_before_rope: Tensor<3>,
+    pub(crate) key_value: KeyValue,
 }
 
 impl DecoderLayer {
@@ -370,50 +362,36 @@ impl DecoderLayer {
     }
 
     /// Queries, keys and values of the residual stream.
-    fn project(&self, x: Tensor<3>, rotary: &Rotary) -> Projected {
+    fn project(&self, x: Tensor<2>, rotary: &Rotary) -> Projected {
         self.self_attn.project(rms_norm(&self.input_layernorm, x), rotary)
     }
 
-    /// What follows attention: the residual and the feed-forward half. `attended` is in heads, `x` in the stream.
-    fn finish(&self, x: Tensor<3>, attended: Tensor<3>) -> Tensor<3> {
-        let x = x + self.self_attn.o_proj.forward(attended);
+    /// What follows attention: the residual and the feed-forward half. `mixed` is in heads, `x` in the stream.
+    fn finish(&self, x: Tensor<2>, mixed: Tensor<3>) -> Tensor<2> {
+        let x = x + linear(&self.self_attn.o_proj, mixed.flatten(1, 2));
         let y = rms_norm(&self.post_attention_layernorm, x.clone());
-        let y = swiglu(self.mlp.gate_proj.forward(y.clone()), self.mlp.up_proj.forward(y));
-        x + self.mlp.down_proj.forward(y)
+        let y = swiglu(linear(&self.mlp.gate_proj, y.clone()), linear(&self.mlp.up_proj, y));
+        x + linear(&self.mlp.down_proj, y)
     }
 }
 
 impl Attention {
-    fn project(&self, x: Tensor<3>, rotary: &Rotary) -> Projected {
-        let [rows, tokens, _] = x.dims();
-        let heads = |t: Tensor<3>, count| t.reshape([rows, tokens, count, self.heads.dim]);
-        let normed = |norm: &Option<RmsNorm>, x: Tensor<4>| match norm {
+    fn project(&self, x: Tensor<2>, rotary: &Rotary) -> Projected {
+        let [tokens, _] = x.dims();
+        let heads = |t: Tensor<2>, count| t.reshape([tokens, count, self.heads.dim]);
+        let normed = |norm: &Option<RmsNorm>, x: Tensor<3>| match norm {
             Some(norm) => rms_norm(norm, x),
             None => x,
         };
-        let query = normed(&self.q_norm, heads(self.q_proj.forward(x.clone()), self.heads.query));
-        let key = normed(&self.k_norm, heads(self.k_proj.forward(x.clone()), self.heads.key));
-        let value = heads(self.v_proj.forward(x), self.heads.key);
+        let query = normed(&self.q_norm, heads(linear(&self.q_proj, x.clone()), self.heads.query));
+        let key = normed(&self.k_norm, heads(linear(&self.k_proj, x.clone()), self.heads.key));
+        let value = heads(linear(&self.v_proj, x), self.heads.key);
         Projected {
             query_after_rope: rotary.apply(query.clone()),
-            query_before_rope: query.swap_dims(1, 2),
-            key_value: KeyValue { key: rotary.apply(key.clone()), value: value.swap_dims(1, 2) },
-            key_before_rope: key.swap_dims(1, 2),
+            query_before_rope: query,
+            key_value: KeyValue { key: rotary.apply(key.clone()), value },
+            key_before_rope: key,
         }
-    }
-
-    /// Causal attention of rows to themselves; returns `[rows, tokens, query heads x head_dim]`.
-    fn attend_self(&self, query: Tensor<4>, own: &KeyValue<4>, attended: &Attended) -> Tensor<3> {
-        let Heads { query: query_heads, key: key_heads, dim } = self.heads;
-        let [rows, _, tokens, _] = query.dims();
-        // The query heads of one key head become further rows of one matrix product.
-        let query = query.reshape([rows, key_heads, 1, query_heads / key_heads * tokens, dim]);
-        let nothing = || Tensor::zeros([rows, key_heads, 0, dim], (&query.device(), query.dtype()));
-        let own = [&own.key, &own.value].map(|own| own.clone().unsqueeze_dim::<5>(2));
-        attend(query.clone(), [nothing(), nothing()], own, attended)
-            .reshape([rows, query_heads, tokens, dim])
-            .swap_dims(1, 2)
-            .reshape([rows, tokens, query_heads * dim])
     }
 }
 

@@ -7,16 +7,19 @@
 //!
 //! Field names are those of Qwen3-VL's published weights; `parameters.rs` knows where Qwen2.5-VL's differ.
 
+use std::ops::Range;
+
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::activation::{gelu, gelu_approximate, softmax};
+use burn::tensor::activation::{gelu, softmax};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::config::{Tower, VisionConfig};
-use crate::fused::{Attended, attend, rms_norm, swiglu};
+use crate::fused::{Attended, Span, attend, gelu_approximate, layer_norm, linear, project, rms_norm, swiglu};
 use crate::preprocess::{Grid, ProcessedImage};
-use crate::probe::without_graph;
+use crate::probe::{indices, without_graph};
 use crate::rope::{Rotary, vision_rotary};
+use crate::text::ranges;
 
 const NORM_EPSILON: f64 = 1e-6;
 
@@ -135,95 +138,60 @@ impl VisionTower {
         }
     }
 
-    /// Encodes every image once; images of the same size run as one batch.
+    /// Encodes every image once, all of them together.
     pub(crate) fn forward(&self, images: &[&ProcessedImage], attention: bool) -> VisionFeatures {
-        let mut sizes: Vec<Grid> = Vec::new();
-        for image in images {
-            log::trace!("encoding an image of {}x{} patches", image.grid.h, image.grid.w);
-            if !sizes.contains(&image.grid) {
-                sizes.push(image.grid);
-            }
-        }
-        let mut batches = Vec::with_capacity(sizes.len());
-        // Where each image's visual tokens start once the batches are concatenated.
-        let mut starts = vec![0; images.len()];
-        let mut total = 0;
-        for &grid in &sizes {
-            let members: Vec<usize> = (0..images.len()).filter(|&i| images[i].grid == grid).collect();
-            let tokens = grid.patches() / self.config.spatial_merge_size.pow(2);
-            for &member in &members {
-                starts[member] = total;
-                total += tokens;
-            }
-            let batch: Vec<&ProcessedImage> = members.iter().map(|&i| images[i]).collect();
-            batches.push(self.forward_same_size(&batch, grid, attention));
-        }
-        let mut features = concatenate(batches);
-        if sizes.len() > 1 {
-            let order: Vec<i64> = images
-                .iter()
-                .zip(&starts)
-                .flat_map(|(image, &start)| {
-                    (start..start + image.grid.patches() / self.config.spatial_merge_size.pow(2)).map(|i| i as i64)
-                })
-                .collect();
-            let on = |device: &Device| Tensor::<1, Int>::from_data(TensorData::new(order.clone(), [total]), device);
-            features.attention = features.attention.map(|attention| {
-                let order = on(&attention.device());
-                attention.select(0, order)
-            });
-            let order = on(&features.tokens.device());
-            features.tokens = features.tokens.select(0, order.clone());
-            features.deepstack = features.deepstack.into_iter().map(|f| f.select(0, order.clone())).collect();
-        }
-        features
-    }
-
-    fn forward_same_size(&self, images: &[&ProcessedImage], grid: Grid, attention: bool) -> VisionFeatures {
         let device = self.patch_embed.proj.weight.val().device();
         let merge = self.config.spatial_merge_size;
-        let patches = grid.patches();
-        let patch_length = images[0].pixel_values.len() / patches;
-        let windows = Windows::of(&self.config, grid);
-        // Patches of a window lie side by side from here to the merger.
-        let order: Vec<usize> = windows.as_ref().map_or_else(
-            || (0..patches).collect(),
-            |windows| {
-                windows.order.iter().flat_map(|&token| token * merge.pow(2)..(token + 1) * merge.pow(2)).collect()
-            },
-        );
-        let mut pixels = Vec::with_capacity(images.len() * patches * patch_length);
-        for image in images {
-            for &patch in &order {
-                pixels.extend_from_slice(&image.pixel_values[patch * patch_length..(patch + 1) * patch_length]);
+        let layouts: Vec<Layout> = images.iter().map(|image| Layout::new(&self.config, image.grid)).collect();
+        let patches = ranges(layouts.iter().map(|layout| layout.patches.len()));
+        let mut pixels = Vec::with_capacity(images.iter().map(|image| image.pixel_values.len()).sum());
+        let mut coordinates = Vec::new();
+        for (image, layout) in images.iter().zip(&layouts) {
+            log::trace!("encoding an image of {}x{} patches", image.grid.h, image.grid.w);
+            let length = image.pixel_values.len() / layout.patches.len();
+            let all = merge_ordered_coordinates(image.grid, merge);
+            for &patch in &layout.patches {
+                pixels.extend_from_slice(&image.pixel_values[patch * length..(patch + 1) * length]);
+                coordinates.push(all[patch]);
             }
         }
         let dtype = self.patch_embed.proj.weight.val().dtype();
-        let pixels = TensorData::new(pixels, [images.len(), patches, patch_length]);
-        let pixels = Tensor::<3>::from_data(pixels, &device).cast(dtype);
-        let all = merge_ordered_coordinates(grid, merge);
-        let coordinates: Vec<(usize, usize)> = order.iter().map(|&patch| all[patch]).collect();
-        let rotary = vision_rotary(&coordinates, self.config.hidden_size / self.config.num_heads, &device);
+        let count = coordinates.len();
+        let pixels = TensorData::new(pixels, [count, self.patch_embed.proj.patch_length()]);
+        let pixels = Tensor::<2>::from_data(pixels, &device).cast(dtype);
+        let head_dim = self.config.hidden_size / self.config.num_heads;
+        let rotary = vision_rotary(&coordinates, head_dim, &device);
 
         let mut x = self.patch_embed.proj.forward(pixels);
         if let Some(table) = &self.pos_embed {
-            x = x + Self::positions(table, &coordinates, grid, &device).unsqueeze();
+            let of_image = |(image, patches): (&&ProcessedImage, &Range<usize>)| {
+                let grid = image.grid;
+                coordinates[patches.clone()].iter().map(move |&at| (at, grid)).collect::<Vec<_>>()
+            };
+            let places: Vec<_> = images.iter().zip(&patches).flat_map(of_image).collect();
+            x = x + Self::positions(table, &places, &device);
         }
-        let whole = [Span { count: 1, patches }];
+        let span = |range: Range<usize>| Span { queries: range.clone(), own: range, prompt: 0..0 };
+        let attended = |spans: Vec<Span>| Attended::new(&x, &spans, false, 1, head_dim);
+        let whole = attended(patches.iter().cloned().map(span).collect());
+        let windows = matches!(self.config.tower, Tower::Qwen2_5 { .. }).then(|| {
+            attended(ranges(layouts.iter().flat_map(|layout| layout.windows.clone())).into_iter().map(span).collect())
+        });
         let mut deepstack = Vec::with_capacity(self.deepstack_merger_list.len());
         let mut received = None;
         for (index, block) in self.blocks.iter().enumerate() {
-            let (spans, deepstack_indexes): (&[Span], &[usize]) = match (&self.config.tower, &windows) {
+            let (attended, deepstack_indexes): (&Attended, &[usize]) = match (&self.config.tower, &windows) {
                 (Tower::Qwen2_5 { fullatt_block_indexes, .. }, Some(windows))
                     if !fullatt_block_indexes.contains(&index) =>
                 {
-                    (&windows.spans, &[])
+                    (windows, &[])
                 }
                 (Tower::Qwen2_5 { .. }, _) => (&whole, &[]),
                 (Tower::Qwen3 { deepstack_visual_indexes, .. }, _) => (&whole, deepstack_visual_indexes),
             };
             let last_whole = attention && Some(index) == self.last_whole_block();
-            x = block.forward(x, &rotary, spans, last_whole.then_some(&mut received));
+            let wanted = last_whole.then_some((patches.as_slice(), &mut received));
+            x = block.forward(x, &rotary, attended, wanted);
             for (merger, &block) in self.deepstack_merger_list.iter().zip(deepstack_indexes) {
                 if block == index {
                     deepstack.push(merger.forward(x.clone(), merge));
@@ -231,16 +199,14 @@ impl VisionTower {
             }
         }
         let mut tokens = self.merger.forward(x, merge);
-        let mut attention = received.map(|received: Tensor<2>| {
-            let tokens = images.len() * patches / merge.pow(2);
+        let mut attention = received.map(|received: Tensor<1>| {
+            let tokens = count / merge.pow(2);
             received.reshape([tokens, merge.pow(2)]).mean_dim(1).reshape([tokens])
         });
-        if let Some(windows) = windows {
-            tokens = tokens.select(0, windows.back_to_raster(images.len(), &device));
-            attention = attention.map(|attention| {
-                let order = windows.back_to_raster(images.len(), &attention.device());
-                attention.select(0, order)
-            });
+        if windows.is_some() {
+            let raster = back_to_raster(&layouts, merge);
+            tokens = tokens.select(0, indices(&raster, &device));
+            attention = attention.map(|attention| attention.clone().select(0, indices(&raster, &attention.device())));
         }
         VisionFeatures { tokens, deepstack, attention }
     }
@@ -255,16 +221,14 @@ impl VisionTower {
 
     /// The learned positions, a square table, read off bilinearly at the image's grid (corners aligned):
     /// `[patches, hidden_size]`.
-    fn positions(table: &Embedding, coordinates: &[(usize, usize)], grid: Grid, device: &Device) -> Tensor<2> {
+    fn positions(table: &Embedding, patches: &[((usize, usize), Grid)], device: &Device) -> Tensor<2> {
         let [entries, hidden_size] = table.weight.dims();
         let side = entries.isqrt();
         let (mut indices, mut weights) = (Vec::new(), Vec::new());
-        let rows = table_coordinates(grid.h, side);
-        let columns = table_coordinates(grid.w, side);
         for corner in 0..4 {
-            for &(row, column) in coordinates {
-                let (y, fy) = (rows[row].0, rows[row].1);
-                let (x, fx) = (columns[column].0, columns[column].1);
+            for &((row, column), grid) in patches {
+                let (y, fy) = table_coordinate(row, grid.h, side);
+                let (x, fx) = table_coordinate(column, grid.w, side);
                 let (below, right) = (corner / 2 == 1, corner % 2 == 1);
                 let index = if below { (y + 1).min(side - 1) } else { y } * side
                     + if right { (x + 1).min(side - 1) } else { x };
@@ -272,7 +236,7 @@ impl VisionTower {
                 weights.push(if below { fy } else { 1.0 - fy } * if right { fx } else { 1.0 - fx });
             }
         }
-        let patches = coordinates.len();
+        let patches = indices.len() / 4;
         let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [4 * patches]), device);
         let weights = Tensor::<3>::from_data(TensorData::new(weights, [4, patches, 1]), device);
         let corners = table.weight.val().select(0, indices).reshape([4, patches, hidden_size]);
@@ -281,71 +245,64 @@ impl VisionTower {
     }
 }
 
-/// `count` groups of `patches` neighbouring patches that attend to each other and to nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span {
-    count: usize,
-    patches: usize,
-}
-
-/// Square windows over the visual tokens of a grid, from its top left corner; those at the right and lower edges may be
-/// smaller.
+/// The order in which an image's patches run through the tower.
 #[derive(Debug)]
-struct Windows {
-    /// Visual tokens, window by window; windows of the same size side by side, so that they run as one batch.
-    order: Vec<usize>,
-    /// Windows of each size, in patches.
-    spans: Vec<Span>,
+struct Layout {
+    /// Patches of a window lie side by side, from the first block to the merger.
+    patches: Vec<usize>,
+    /// Visual tokens in the order of the patches; where there are no windows, that of the raster.
+    tokens: Vec<usize>,
+    /// Patches of each window: those that attend to each other and to nothing else.
+    windows: Vec<usize>,
 }
 
-impl Windows {
-    /// Those of a tower that has some.
-    fn of(config: &VisionConfig, grid: Grid) -> Option<Self> {
+impl Layout {
+    fn new(config: &VisionConfig, grid: Grid) -> Self {
         let merge = config.spatial_merge_size;
-        match &config.tower {
-            Tower::Qwen3 { .. } => None,
-            Tower::Qwen2_5 { window_size, .. } => {
-                Some(Self::new(grid, merge, window_size / (config.patch_size * merge)))
-            }
-        }
-    }
-
-    /// `side` is that of a window in visual tokens.
-    fn new(grid: Grid, merge: usize, side: usize) -> Self {
         let (rows, columns) = (grid.t * grid.h / merge, grid.w / merge);
-        let mut windows: Vec<Vec<usize>> = Vec::new();
-        for top in (0..rows).step_by(side) {
-            for left in (0..columns).step_by(side) {
-                let row_tokens = |row| (left..columns.min(left + side)).map(move |column| row * columns + column);
-                windows.push((top..rows.min(top + side)).flat_map(row_tokens).collect());
-            }
+        let windows = match &config.tower {
+            Tower::Qwen3 { .. } => vec![(0..rows * columns).collect()],
+            Tower::Qwen2_5 { window_size, .. } => windows(rows, columns, window_size / (config.patch_size * merge)),
+        };
+        let area = merge.pow(2);
+        let tokens = windows.concat();
+        Self {
+            patches: tokens.iter().flat_map(|&token| token * area..(token + 1) * area).collect(),
+            windows: windows.iter().map(|window| window.len() * area).collect(),
+            tokens,
         }
-        windows.sort_by_key(Vec::len);
-        let spans = windows
-            .chunk_by(|a, b| a.len() == b.len())
-            .map(|same| Span { count: same.len(), patches: same[0].len() * merge.pow(2) })
-            .collect();
-        Self { order: windows.concat(), spans }
     }
+}
 
-    /// For every visual token of `images` images, in raster order, its row among those in window order.
-    fn back_to_raster(&self, images: usize, device: &Device) -> Tensor<1, Int> {
-        let tokens = self.order.len();
-        let mut rows = vec![0; images * tokens];
-        for image in 0..images {
-            for (row, &token) in self.order.iter().enumerate() {
-                rows[image * tokens + token] = (image * tokens + row) as i64;
-            }
+/// Visual tokens of square windows over a grid of them, from its top left corner; those at the right and lower edges
+/// may be smaller.
+fn windows(rows: usize, columns: usize, side: usize) -> Vec<Vec<usize>> {
+    let mut windows = Vec::new();
+    for top in (0..rows).step_by(side) {
+        for left in (0..columns).step_by(side) {
+            let row_tokens = |row| (left..columns.min(left + side)).map(move |column| row * columns + column);
+            windows.push((top..rows.min(top + side)).flat_map(row_tokens).collect());
         }
-        Tensor::from_data(TensorData::new(rows, [images * tokens]), device)
     }
+    windows
+}
+
+/// For every visual token of all images, in raster order, its row among those in the order of the patches.
+fn back_to_raster(layouts: &[Layout], merge: usize) -> Vec<usize> {
+    let images = ranges(layouts.iter().map(|layout| layout.patches.len() / merge.pow(2)));
+    let mut rows = vec![0; images.last().map_or(0, |image| image.end)];
+    for (layout, image) in layouts.iter().zip(images) {
+        for (row, &token) in layout.tokens.iter().enumerate() {
+            rows[image.start + token] = image.start + row;
+        }
+    }
+    rows
 }
 
 /// Attention scores of one head in every block, for an image of this size.
 pub(crate) fn attention_scores(config: &VisionConfig, grid: Grid) -> Vec<usize> {
     let whole = grid.patches().pow(2);
-    let windowed = Windows::of(config, grid)
-        .map_or(whole, |windows| windows.spans.iter().map(|span| span.count * span.patches.pow(2)).sum());
+    let windowed = Layout::new(config, grid).windows.iter().map(|patches| patches.pow(2)).sum();
     let scores = |block| match &config.tower {
         Tower::Qwen2_5 { fullatt_block_indexes, .. } if !fullatt_block_indexes.contains(&block) => windowed,
         _ => whole,
@@ -373,17 +330,12 @@ pub(crate) fn concatenate(mut batches: Vec<VisionFeatures>) -> VisionFeatures {
 }
 
 /// Where grid line `i` of `count` falls in a table of `side` entries: the entry below and the fraction above it.
-fn table_coordinates(count: usize, side: usize) -> Vec<(usize, f32)> {
+fn table_coordinate(i: usize, count: usize, side: usize) -> (usize, f32) {
     let last = (side - 1) as f32;
     let step = if count > 1 { last / (count - 1) as f32 } else { 0.0 };
-    (0..count)
-        .map(|i| {
-            // Counted from the nearer end, as torch.linspace does: the last line falls on the last entry exactly.
-            let position =
-                if i < count / 2 || count == 1 { i as f32 * step } else { last - (count - 1 - i) as f32 * step };
-            (position as usize, position - position.floor())
-        })
-        .collect()
+    // Counted from the nearer end, as torch.linspace does: the last line falls on the last entry exactly.
+    let position = if i < count / 2 || count == 1 { i as f32 * step } else { last - (count - 1 - i) as f32 * step };
+    (position as usize, position - position.floor())
 }
 
 /// (row, column) of every patch in the order of the pixel values: merged block by merged block.
@@ -404,16 +356,16 @@ fn merge_ordered_coordinates(grid: Grid, merge: usize) -> Vec<(usize, usize)> {
 }
 
 impl PatchProjection {
-    /// `[images, patches, pixels of a patch]` to `[images, patches, hidden_size]`.
-    fn forward(&self, pixels: Tensor<3>) -> Tensor<3> {
+    /// Numbers of a patch.
+    fn patch_length(&self) -> usize {
+        self.weight.dims()[1..].iter().product()
+    }
+
+    /// `[patches, pixels of a patch]` to `[patches, hidden_size]`.
+    fn forward(&self, pixels: Tensor<2>) -> Tensor<2> {
         let [hidden_size, ..] = self.weight.dims();
-        let [_, _, patch_length] = pixels.dims();
-        let weight = self.weight.val().reshape([hidden_size, patch_length]).transpose();
-        let x = pixels.matmul(weight.unsqueeze());
-        match &self.bias {
-            Some(bias) => x + bias.val().unsqueeze(),
-            None => x,
-        }
+        let weight = self.weight.val().reshape([hidden_size, self.patch_length()]).transpose();
+        project(pixels, weight, self.bias.as_ref().map(Param::val))
     }
 }
 
@@ -427,7 +379,7 @@ impl Norm {
 
     fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         match self {
-            Self::Layer(norm) => norm.forward(x),
+            Self::Layer(norm) => layer_norm(norm, NORM_EPSILON, x),
             Self::Rms(norm) => rms_norm(norm, x),
         }
     }
@@ -438,22 +390,22 @@ impl VisionMlp {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         match &config.tower {
             Tower::Qwen3 { .. } => Self::Gelu(GeluMlp {
-                linear_fc1: linear(hidden, inner, device),
-                linear_fc2: linear(inner, hidden, device),
+                linear_fc1: new_linear(hidden, inner, device),
+                linear_fc2: new_linear(inner, hidden, device),
             }),
             Tower::Qwen2_5 { .. } => Self::SwiGlu(SwiGluMlp {
-                gate_proj: linear(hidden, inner, device),
-                up_proj: linear(hidden, inner, device),
-                down_proj: linear(inner, hidden, device),
+                gate_proj: new_linear(hidden, inner, device),
+                up_proj: new_linear(hidden, inner, device),
+                down_proj: new_linear(inner, hidden, device),
             }),
         }
     }
 
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         match self {
-            Self::Gelu(mlp) => mlp.linear_fc2.forward(gelu_approximate(mlp.linear_fc1.forward(x))),
+            Self::Gelu(mlp) => linear(&mlp.linear_fc2, gelu_approximate(linear(&mlp.linear_fc1, x))),
             Self::SwiGlu(mlp) => {
-                mlp.down_proj.forward(swiglu(mlp.gate_proj.forward(x.clone()), mlp.up_proj.forward(x)))
+                linear(&mlp.down_proj, swiglu(linear(&mlp.gate_proj, x.clone()), linear(&mlp.up_proj, x)))
             }
         }
     }
@@ -466,75 +418,56 @@ impl VisionBlock {
             norm1: Norm::new(hidden, &config.tower, device),
             norm2: Norm::new(hidden, &config.tower, device),
             attn: VisionAttention {
-                qkv: linear(hidden, 3 * hidden, device),
-                proj: linear(hidden, hidden, device),
+                qkv: new_linear(hidden, 3 * hidden, device),
+                proj: new_linear(hidden, hidden, device),
                 num_heads: config.num_heads,
             },
             mlp: VisionMlp::new(config, device),
         }
     }
 
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        rotary: &Rotary,
-        spans: &[Span],
-        received: Option<&mut Option<Tensor<2>>>,
-    ) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(self.norm1.forward(x), rotary, spans, received);
+    fn forward(&self, x: Tensor<2>, rotary: &Rotary, attended: &Attended, received: Option<Received<'_>>) -> Tensor<2> {
+        let x = x.clone() + self.attn.forward(&self.norm1.forward(x), rotary, attended, received);
         x.clone() + self.mlp.forward(self.norm2.forward(x))
     }
 }
 
+/// The patches of each image, and where to put the share of attention that each of them receives, a mean over heads and
+/// queries.
+type Received<'a> = (&'a [Range<usize>], &'a mut Option<Tensor<1>>);
+
 impl VisionAttention {
-    /// Attention within each of the groups that `spans` cuts the patches into. `received` gets the share of attention
-    /// of every patch, `[images, patches]`, a mean over heads and queries; that makes sense for one group only.
     fn forward(
         &self,
-        x: Tensor<3>,
+        x: &Tensor<2>,
         rotary: &Rotary,
-        spans: &[Span],
-        mut received: Option<&mut Option<Tensor<2>>>,
-    ) -> Tensor<3> {
-        let [images, patches, hidden] = x.dims();
+        attended: &Attended,
+        received: Option<Received<'_>>,
+    ) -> Tensor<2> {
+        let [patches, hidden] = x.dims();
         let head_dim = hidden / self.num_heads;
-        let qkv = self.qkv.forward(x);
+        let (weight, bias) = (self.qkv.weight.val(), self.qkv.bias.as_ref().map(Param::val));
+        // A third of the weights at a time: they are cheaper to cut than what comes out.
         let part = |index: usize| {
-            qkv.clone().narrow(2, index * hidden, hidden).reshape([images, patches, self.num_heads, head_dim])
+            let weight = weight.clone().narrow(1, index * hidden, hidden);
+            let bias = bias.clone().map(|bias| bias.narrow(0, index * hidden, hidden));
+            project(x.clone(), weight, bias).reshape([patches, self.num_heads, head_dim])
         };
-        let value = part(2).swap_dims(1, 2);
+        let value = part(2);
         // In float32 whatever the weights are, as in transformers.
         let rotated = |index| rotary.apply(part(index).cast(DType::F32)).cast(value.dtype());
         let (query, key) = (rotated(0), rotated(1));
-        let mut start = 0;
-        let mut attended = Vec::with_capacity(spans.len());
-        for span in spans {
-            let groups = |t: &Tensor<4>| {
-                t.clone()
-                    .narrow(2, start, span.count * span.patches)
-                    .reshape([images, self.num_heads, span.count, span.patches, head_dim])
-                    .swap_dims(1, 2)
-                    .reshape([images * span.count, self.num_heads, 1, span.patches, head_dim])
+        if let Some((images, received)) = received {
+            let of_image = |image: &Range<usize>| {
+                let [query, key] = [&query, &key]
+                    .map(|t| without_graph(t.clone()).narrow(0, image.start, image.len()).swap_dims(0, 1));
+                let scores = query.matmul(key.swap_dims(1, 2)).cast(DType::F32) * (head_dim as f64).powf(-0.5);
+                softmax(scores, 2).mean_dim(0).mean_dim(1).reshape([image.len()])
             };
-            let (query, key, value) = (groups(&query), groups(&key), groups(&value));
-            if let Some(received) = received.as_deref_mut() {
-                let [query, key] = [&query, &key].map(|t| without_graph(t.clone()));
-                let scores = query.matmul(key.swap_dims(3, 4)).cast(DType::F32) * (head_dim as f64).powf(-0.5);
-                *received = Some(softmax(scores, 4).mean_dim(1).mean_dim(3).reshape([images, span.patches]));
-            }
-            let nothing = || {
-                let shape = [images * span.count, self.num_heads, 0, head_dim];
-                Tensor::zeros(shape, (&query.device(), query.dtype()))
-            };
-            let lengths = vec![0; images * span.count].into();
-            let seen = Attended::new(&query, lengths, 0, None, span.patches, head_dim);
-            let mixed = attend(query.clone(), [nothing(), nothing()], [key, value], &seen)
-                .reshape([images * span.count, self.num_heads, span.patches, head_dim])
-                .swap_dims(1, 2);
-            attended.push(mixed.reshape([images, span.count * span.patches, hidden]));
-            start += span.count * span.patches;
+            *received = Some(Tensor::cat(images.iter().map(of_image).collect(), 0));
         }
-        self.proj.forward(if attended.len() == 1 { attended.remove(0) } else { Tensor::cat(attended, 1) })
+        let mixed = attend(query, None, [key, value], attended);
+        linear(&self.proj, mixed.flatten(1, 2))
     }
 }
 
@@ -544,25 +477,25 @@ impl PatchMerger {
         let normalised = if norm_after_merge { merged } else { config.hidden_size };
         Self {
             norm: Norm::new(normalised, &config.tower, device),
-            linear_fc1: linear(merged, merged, device),
-            linear_fc2: linear(merged, config.out_hidden_size, device),
+            linear_fc1: new_linear(merged, merged, device),
+            linear_fc2: new_linear(merged, config.out_hidden_size, device),
             norm_after_merge,
         }
     }
 
-    /// `[images, patches, hidden_size]` to `[visual tokens of all images, out_hidden_size]`.
-    fn forward(&self, x: Tensor<3>, merge: usize) -> Tensor<2> {
-        let [images, patches, hidden] = x.dims();
-        let merged = [images * patches / merge.pow(2), hidden * merge.pow(2)];
+    /// `[patches, hidden_size]` to `[visual tokens, out_hidden_size]`.
+    fn forward(&self, x: Tensor<2>, merge: usize) -> Tensor<2> {
+        let [patches, hidden] = x.dims();
+        let merged = [patches / merge.pow(2), hidden * merge.pow(2)];
         let x = if self.norm_after_merge {
             self.norm.forward(x.reshape(merged))
         } else {
             self.norm.forward(x).reshape(merged)
         };
-        self.linear_fc2.forward(gelu(self.linear_fc1.forward(x)))
+        linear(&self.linear_fc2, gelu(linear(&self.linear_fc1, x)))
     }
 }
 
-fn linear(input: usize, output: usize, device: &Device) -> Linear {
+fn new_linear(input: usize, output: usize, device: &Device) -> Linear {
     LinearConfig::new(input, output).init(device)
 }

@@ -98,6 +98,12 @@ fn sampled_and_scored_log_probs_agree_at_a_temperature_other_than_one() {
 }
 
 #[test]
+fn padding_is_a_share_of_all_positions() {
+    let report = descent(Algorithm::grpo(), options()).step(&Count, &rows(0.0), 0.1).unwrap();
+    assert!((metric(&report, "tokens/padding_fraction") - 0.25).abs() < 1e-12);
+}
+
+#[test]
 fn the_difference_is_measured_before_the_policy_moves() {
     let options = Options { passes_per_rollout: 3, ..options() };
     let mut trainer = trainer_with(Algorithm::dapo(), Uniform, SgdConfig::new().init(), options);

@@ -9,8 +9,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::RngExt;
 
 use crate::{
-    AttentionRequest, AttentionStates, Completion, CreditAssigner, Error, Group, Policy, ResponseStates, Reward, Rope,
-    Sampler, Sampling, Scores, SignalSet, Signals, Task, TaskError, TokenCredit, sample_from_logits, stream,
+    AttentionRequest, AttentionStates, Completion, CreditAssigner, Error, Group, Policy, Positions, ResponseStates,
+    Reward, Rope, Sampler, Sampling, Scores, SignalSet, Signals, Task, TaskError, TokenCredit, sample_from_logits,
+    stream,
 };
 
 pub(super) const VOCABULARY: usize = 6;
@@ -107,12 +108,13 @@ impl Policy for Tiny {
             .flat_map(|(prompt, tokens)| (0..tokens.len()).map(move |length| (prompt, &tokens[..length])))
             .collect();
         let mut scores = Scores::from_logits(self.logits(&rows), groups, temperature)?;
+        // As if there were one of padding for every three tokens.
+        scores.positions = Positions { used: 3 * rows.len(), padding: rows.len() };
         if let Some(trap) = &self.trap {
             scores.log_probs = scores.log_probs + trap.val().sqrt().unsqueeze();
         }
-        let [count, width] = scores.log_probs.dims();
         scores.signals.attention = signals.attention.as_ref().map(|_| AttentionStates {
-            response: scores.log_probs.clone().detach().reshape([count, 1, width, 1]),
+            response: Tensor::zeros([rows.len(), 1, 1], &self.output.val().device()),
             visual_keys: Vec::new(),
             key_heads: vec![0],
         });
@@ -143,7 +145,7 @@ impl Sampler<usize> for Tiny {
         let answers = self.sample(prompts, group_size, sampling)?;
         let attention = signals.attention.as_ref().filter(|_| self.tells).map(|_| AttentionStates {
             response: Tensor::zeros(
-                [prompts.len() * group_size, 1, sampling.max_tokens, 1],
+                [answers.iter().flatten().map(|answer| answer.tokens.len()).sum(), 1, 1],
                 &self.output.val().device(),
             ),
             visual_keys: Vec::new(),

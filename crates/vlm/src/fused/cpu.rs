@@ -14,7 +14,9 @@ use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, TensorMet
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
+use super::attention::{Given, ToGiven};
 use super::kernel::{self, Distribution, Score, over_rows, over_rows_of_two};
+use super::product::{Matrix, Spread, multiplied, product};
 use super::{Scoring, Seen};
 
 type Float = FloatTensor<Flex>;
@@ -32,11 +34,28 @@ pub(super) fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, epsilon: 
     Tensor::from_dispatch(<Dispatch as Fused>::rms_norm(x.into_dispatch(), gamma.into_dispatch(), epsilon))
 }
 
-pub(super) fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+pub(super) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as Fused>::gelu(x.into_dispatch()))
+}
+
+pub(super) fn layer_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f32) -> Tensor<D> {
+    let (x, gamma, beta) = (x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as Fused>::layer_norm(x, gamma, beta, epsilon))
+}
+
+pub(super) fn rotate(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
     Tensor::from_dispatch(<Dispatch as Fused>::rotate(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch()))
 }
 
-pub(super) fn attend(query: Tensor<5>, prompt: [Tensor<4>; 2], own: [Tensor<5>; 2], seen: Seen) -> Tensor<5> {
+pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as Fused>::linear(x.into_dispatch(), weight.into_dispatch()))
+}
+
+pub(super) fn affine(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as Fused>::affine(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()))
+}
+
+pub(super) fn attend(query: Tensor<3>, prompt: [Tensor<3>; 2], own: [Tensor<3>; 2], seen: Seen) -> Tensor<3> {
     let [prompt_key, prompt_value] = prompt.map(Tensor::into_dispatch);
     let [key, value] = own.map(Tensor::into_dispatch);
     let query = query.into_dispatch();
@@ -52,7 +71,16 @@ pub(super) fn score(hidden: Tensor<2>, weight: Tensor<2>, scoring: Arc<Scoring>)
 trait Fused: Backend {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
     fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+    fn gelu(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
     fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn affine(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     fn attend(
         query: FloatTensor<Self>,
         prompt_key: FloatTensor<Self>,
@@ -84,20 +112,63 @@ impl Fused for Flex {
         tensor(out, &x)
     }
 
+    fn gelu(x: Float) -> Float {
+        let x = x.to_contiguous();
+        let given = values(&x);
+        let mut out = vec![0.0; given.len()];
+        over_rows(&mut out, 1, |start, out| kernel::gelu(&given[start..][..out.len()], out));
+        tensor(out, &x)
+    }
+
+    fn layer_norm(x: Float, gamma: Float, beta: Float, epsilon: f32) -> Float {
+        let (x, gamma, beta) = (x.to_contiguous(), gamma.to_contiguous(), beta.to_contiguous());
+        let (given, gamma, beta) = (values(&x), values(&gamma), values(&beta));
+        let width = gamma.len();
+        let mut out = vec![0.0; given.len()];
+        over_rows(&mut out, width, |row, out| {
+            kernel::layer_norm(&given[row * width..][..out.len()], [gamma, beta], epsilon, out);
+        });
+        tensor(out, &x)
+    }
+
     fn rotate(x: Float, cos: Float, sin: Float) -> Float {
         rotate_heads(&x, &cos, &sin, false)
     }
 
+    fn linear(x: Float, weight: Float) -> Float {
+        let x = x.to_contiguous();
+        let [rows, inputs] = x.shape().dims();
+        let weight = strided(weight);
+        let columns = matrix(&weight).columns();
+        let out = multiplied(Matrix::new(values(&x), rows, inputs), matrix(&weight), Spread::Yes);
+        Float::from_data(TensorData::new(out, [rows, columns]))
+    }
+
+    fn affine(x: Float, weight: Float, bias: Float) -> Float {
+        let (x, bias) = (x.to_contiguous(), bias.to_contiguous());
+        let [rows, inputs] = x.shape().dims();
+        let (weight, bias) = (strided(weight), values(&bias));
+        let mut out = bias.repeat(rows);
+        let x = Matrix::new(values(&x), rows, inputs);
+        product(&mut out, [bias.len(), 1], x, matrix(&weight), true, Spread::Yes);
+        Float::from_data(TensorData::new(out, [rows, bias.len()]))
+    }
+
     fn attend(query: Float, prompt_key: Float, prompt_value: Float, key: Float, value: Float, seen: Seen) -> Float {
-        attend_forward(query, prompt_key, prompt_value, key, value, &seen).0
+        let given = [query, prompt_key, prompt_value, key, value].map(|tensor| tensor.to_contiguous());
+        let (mixed, _) = seen.given(&given).forward(&seen.tiles);
+        tensor(mixed, &given[0])
     }
 
     fn score(hidden: Float, weight: Float, scoring: Arc<Scoring>) -> Float {
-        let [rows, _] = hidden.shape().dims();
+        let hidden = hidden.to_contiguous();
+        let [rows, width] = hidden.shape().dims();
+        let weight = strided(weight);
+        let hidden = Matrix::new(values(&hidden), rows, width);
         let mut out = vec![0.0; 2 * rows];
+        let mut logits = Vec::new();
         for (start, count) in scoring.chunks() {
-            let logits = chunk_of_logits(&hidden, &weight, start, count);
-            let scores = scored(logits, &scoring, start).1;
+            let scores = scored(&mut logits, hidden.part(start, count), matrix(&weight), &scoring, start);
             for (out, score) in out[2 * start..].chunks_exact_mut(2).zip(scores) {
                 out.copy_from_slice(&[score.log_prob, score.entropy]);
             }
@@ -129,6 +200,31 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         }
     }
 
+    fn gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        match Gelu.prepare::<C>([x.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(operation) => {
+                let x = x.into_primitive();
+                operation.finish(x.clone(), Flex::gelu(x))
+            }
+            OpsKind::UnTracked(operation) => operation.finish(Flex::gelu(x.into_primitive())),
+        }
+    }
+
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        let prepared = LayerNorm.prepare::<C>([x.node(), gamma.node(), beta.node()]).compute_bound().stateful();
+        let (x, gamma, beta) = (x.into_primitive(), gamma.into_primitive(), beta.into_primitive());
+        let normalised = Flex::layer_norm(x.clone(), gamma.clone(), beta, epsilon);
+        match prepared {
+            OpsKind::Tracked(operation) => operation.finish((x, gamma, epsilon), normalised),
+            OpsKind::UnTracked(operation) => operation.finish(normalised),
+        }
+    }
+
     fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
         let prepared = Rotate.prepare::<C>([x.node()]).compute_bound().stateful();
         let (x, cos, sin) = (x.into_primitive(), cos.into_primitive(), sin.into_primitive());
@@ -136,6 +232,28 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         match prepared {
             OpsKind::Tracked(operation) => operation.finish((cos, sin), rotated),
             OpsKind::UnTracked(operation) => operation.finish(rotated),
+        }
+    }
+
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        match Linear.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(operation) => {
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                operation.finish([x.clone(), weight.clone()], Flex::linear(x, weight))
+            }
+            OpsKind::UnTracked(operation) => {
+                operation.finish(Flex::linear(x.into_primitive(), weight.into_primitive()))
+            }
+        }
+    }
+
+    fn affine(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let prepared = Affine.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful();
+        let (x, weight, bias) = (x.into_primitive(), weight.into_primitive(), bias.into_primitive());
+        let out = Flex::affine(x.clone(), weight.clone(), bias);
+        match prepared {
+            OpsKind::Tracked(operation) => operation.finish([x, weight], out),
+            OpsKind::UnTracked(operation) => operation.finish(out),
         }
     }
 
@@ -149,11 +267,12 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let nodes = [query.node(), prompt_key.node(), prompt_value.node(), key.node(), value.node()];
         let prepared = Attend.prepare::<C>(nodes).compute_bound().stateful();
-        let given = [query, prompt_key, prompt_value, key, value].map(FloatTensor::<Self>::into_primitive);
-        let [query, prompt_key, prompt_value, key, value] = given.clone();
-        let (out, probabilities) = attend_forward(query, prompt_key, prompt_value, key, value, &seen);
+        let given = [query, prompt_key, prompt_value, key, value]
+            .map(|tensor| FloatTensor::<Self>::into_primitive(tensor).to_contiguous());
+        let (mixed, log_totals) = seen.given(&given).forward(&seen.tiles);
+        let out = tensor(mixed, &given[0]);
         match prepared {
-            OpsKind::Tracked(operation) => operation.finish((given, probabilities, seen), out),
+            OpsKind::Tracked(operation) => operation.finish((given, log_totals.into(), seen), out),
             OpsKind::UnTracked(operation) => operation.finish(out),
         }
     }
@@ -185,7 +304,7 @@ impl Backward<Flex, 2> for SwiGlu {
             let (a, b) = (&a[start..][..gradient.len()], &b[start..][..gradient.len()]);
             kernel::swiglu_backward(a, b, gradient, to_gate);
         });
-        register(gradients, operation, [tensor(to_gate, &gate), gradient]);
+        register(gradients, operation, [Some(tensor(to_gate, &gate)), Some(gradient)]);
     }
 }
 
@@ -199,23 +318,74 @@ impl Backward<Flex, 2> for RmsNorm {
         let (x, gamma, epsilon) = operation.state.clone();
         let (x, gamma) = (x.to_contiguous(), gamma.to_contiguous());
         let mut gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
-        let (x_values, gamma_values) = (values(&x), values(&gamma));
-        let width = gamma_values.len();
-        let rows = kernel::rows_per_task(width);
-        // Every task sums for itself, and the sums are added in their order.
-        let work = |(task, gradient): (usize, &mut [f32])| {
-            let mut to_gamma = vec![0.0; width];
-            let x = &x_values[task * rows * width..][..gradient.len()];
-            kernel::rms_norm_backward(x, gamma_values, epsilon, gradient, &mut to_gamma);
-            to_gamma
+        let work = |x: &[f32], gamma: &[f32], gradient: &mut [f32], to_gamma: &mut [f32]| {
+            kernel::rms_norm_backward(x, gamma, epsilon, gradient, to_gamma);
         };
-        let parts: Vec<Vec<f32>> =
-            values_mut(&mut gradient).par_chunks_mut(rows * width).enumerate().map(work).collect();
-        let mut to_gamma = vec![0.0; width];
-        for part in parts {
-            to_gamma.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
-        }
-        register(gradients, operation, [gradient, tensor(to_gamma, &gamma)]);
+        let to_gamma = norm_backward::<1>(&x, &gamma, &mut gradient, work);
+        register(gradients, operation, [Some(gradient), Some(tensor(to_gamma, &gamma))]);
+    }
+}
+
+#[derive(Debug)]
+struct LayerNorm;
+
+impl Backward<Flex, 3> for LayerNorm {
+    type State = (Float, Float, f32);
+
+    fn backward(self, operation: Ops<Self::State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let (x, gamma, epsilon) = operation.state.clone();
+        let (x, gamma) = (x.to_contiguous(), gamma.to_contiguous());
+        let mut gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
+        let work = |x: &[f32], gamma: &[f32], gradient: &mut [f32], sums: &mut [f32]| {
+            let (to_gamma, to_beta) = sums.split_at_mut(gamma.len());
+            kernel::layer_norm_backward(x, gamma, epsilon, gradient, [to_gamma, to_beta]);
+        };
+        let mut to_gamma = norm_backward::<2>(&x, &gamma, &mut gradient, work);
+        let to_beta = to_gamma.split_off(values(&gamma).len());
+        let found = [Some(gradient), Some(tensor(to_gamma, &gamma)), Some(tensor(to_beta, &gamma))];
+        register(gradients, operation, found);
+    }
+}
+
+/// Goes backward through a norm, row by row: `work` gets rows, gamma, the gradient of the result, which that of the rows
+/// takes the place of, and where to add up the gradients of the norm's parameters, `N` of the length of a row.
+fn norm_backward<const N: usize>(
+    x: &Float,
+    gamma: &Float,
+    gradient: &mut Float,
+    work: impl Fn(&[f32], &[f32], &mut [f32], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let (x, gamma) = (values(x), values(gamma));
+    let width = gamma.len();
+    let rows = kernel::rows_per_task(width);
+    // Every task sums for itself, and the sums are added in their order.
+    let work = |(task, gradient): (usize, &mut [f32])| {
+        let mut sums = vec![0.0; N * width];
+        work(&x[task * rows * width..][..gradient.len()], gamma, gradient, &mut sums);
+        sums
+    };
+    let parts: Vec<Vec<f32>> = values_mut(gradient).par_chunks_mut(rows * width).enumerate().map(work).collect();
+    let mut sums = vec![0.0; N * width];
+    for part in parts {
+        sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
+    sums
+}
+
+#[derive(Debug)]
+struct Gelu;
+
+impl Backward<Flex, 1> for Gelu {
+    type State = Float;
+
+    fn backward(self, operation: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let x = operation.state.to_contiguous();
+        let mut gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
+        let given = values(&x);
+        over_rows(values_mut(&mut gradient), 1, |start, gradient| {
+            kernel::gelu_backward(&given[start..][..gradient.len()], gradient);
+        });
+        register(gradients, operation, [Some(gradient)]);
     }
 }
 
@@ -228,118 +398,127 @@ impl Backward<Flex, 1> for Rotate {
     fn backward(self, operation: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let (cos, sin) = operation.state.clone();
         let gradient = gradients.consume::<Flex>(&operation.node);
-        register(gradients, operation, [rotate_heads(&gradient, &cos, &sin, true)]);
+        register(gradients, operation, [Some(rotate_heads(&gradient, &cos, &sin, true))]);
     }
 }
 
-/// From `[rows, tokens, heads, dim]` to `[rows, heads, tokens, dim]`, or the way `back`.
 fn rotate_heads(x: &Float, cos: &Float, sin: &Float, back: bool) -> Float {
-    let x = x.to_contiguous();
-    let [rows, one, other, dim] = x.shape().dims();
-    let (tokens, heads) = if back { (other, one) } else { (one, other) };
-    let [table_rows, ..] = cos.shape().dims::<4>();
-    let (cos, sin) = (cos.to_contiguous(), sin.to_contiguous());
-    let (cos, sin) = (values(&cos), values(&sin));
-    let given = values(&x);
+    let (x, cos, sin) = (x.to_contiguous(), cos.to_contiguous(), sin.to_contiguous());
+    let [_, heads, dim] = x.shape().dims();
+    let (given, cos, sin) = (values(&x), values(&cos), values(&sin));
     let mut out = vec![0.0; given.len()];
-    over_rows(&mut out, other * one * dim, |first, out| {
-        for (offset, out) in out.chunks_exact_mut(one * other * dim).enumerate() {
-            let row = first + offset;
-            let given = &given[row * one * other * dim..][..one * other * dim];
-            // Both halves of a head have the same angles.
-            let table = row * table_rows / rows * tokens * dim;
-            let (cos, sin) = (&cos[table..][..tokens * dim], &sin[table..][..tokens * dim]);
-            kernel::rotate(given, out, [tokens, heads], [cos, sin], back);
-        }
+    let width = heads * dim;
+    over_rows(&mut out, width, |token, out| {
+        let tables = [cos, sin].map(|table| &table[token * dim..][..out.len() / heads]);
+        kernel::rotate(&given[token * width..][..out.len()], out, dim, tables, back);
     });
-    Float::from_data(TensorData::new(out, [rows, other, one, dim]))
+    tensor(out, &x)
+}
+
+#[derive(Debug)]
+struct Linear;
+
+impl Backward<Flex, 2> for Linear {
+    type State = [Float; 2];
+
+    fn backward(self, operation: Ops<Self::State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
+        let wanted = [operation.parents[0].is_some(), operation.parents[1].is_some()];
+        let [to_x, to_weight] = linear_backward(operation.state.clone(), &gradient, wanted);
+        register(gradients, operation, [to_x, to_weight]);
+    }
+}
+
+#[derive(Debug)]
+struct Affine;
+
+impl Backward<Flex, 3> for Affine {
+    type State = [Float; 2];
+
+    fn backward(self, operation: Ops<Self::State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
+        let wanted = [operation.parents[0].is_some(), operation.parents[1].is_some()];
+        let [to_x, to_weight] = linear_backward(operation.state.clone(), &gradient, wanted);
+        let [_, columns] = gradient.shape().dims();
+        let mut to_bias = vec![0.0; columns];
+        kernel::add_rows(values(&gradient), &mut to_bias);
+        let to_bias = Float::from_data(TensorData::new(to_bias, [columns]));
+        register(gradients, operation, [to_x, to_weight, Some(to_bias)]);
+    }
+}
+
+fn linear_backward([x, weight]: [Float; 2], gradient: &Float, wanted: [bool; 2]) -> [Option<Float>; 2] {
+    let (x, weight) = (x.to_contiguous(), strided(weight));
+    let [rows, inputs] = x.shape().dims();
+    let [_, outputs] = gradient.shape().dims();
+    let gradient = Matrix::new(values(gradient), rows, outputs);
+    let to_x = wanted[0].then(|| tensor(multiplied(gradient, matrix(&weight).transposed(), Spread::Yes), &x));
+    let to_weight = wanted[1].then(|| {
+        let mut to_weight = ToMatrix::new(&weight);
+        to_weight.add(Matrix::new(values(&x), rows, inputs).transposed(), gradient);
+        to_weight.finish()
+    });
+    [to_x, to_weight]
+}
+
+/// A gradient in the memory layout of its matrix, so that both can be added element by element.
+struct ToMatrix {
+    /// Empty before the first product.
+    values: Vec<f32>,
+    shape: [usize; 2],
+    transposed: bool,
+}
+
+impl ToMatrix {
+    fn new(matrix: &Float) -> Self {
+        let transposed = matrix.layout().strides()[0] < matrix.layout().strides()[1];
+        Self { values: Vec::new(), shape: matrix.shape().dims(), transposed }
+    }
+
+    fn add(&mut self, left: Matrix<'_>, right: Matrix<'_>) {
+        let [rows, columns] = self.shape;
+        let (left, right, columns) =
+            if self.transposed { (right.transposed(), left.transposed(), rows) } else { (left, right, columns) };
+        if self.values.is_empty() {
+            self.values = multiplied(left, right, Spread::Yes);
+        } else {
+            product(&mut self.values, [columns, 1], left, right, true, Spread::Yes);
+        }
+    }
+
+    fn finish(self) -> Float {
+        let [rows, columns] = self.shape;
+        if self.transposed {
+            return transposed(Float::from_data(TensorData::new(self.values, [columns, rows])));
+        }
+        Float::from_data(TensorData::new(self.values, [rows, columns]))
+    }
 }
 
 #[derive(Debug)]
 struct Attend;
 
-/// Attention probabilities: to the prompt `[prompts, key heads, completions x rows, prompt tokens]`, and to the
-/// completion itself `[prompts, key heads, completions, rows, tokens]`.
-type Probabilities = [Float; 2];
-
-/// See [`super::attend`].
-fn attend_forward(
-    query: Float,
-    prompt_key: Float,
-    prompt_value: Float,
-    key: Float,
-    value: Float,
-    seen: &Seen,
-) -> (Float, Probabilities) {
-    let shape = query.shape();
-    let [prompts, heads, completions, rows, dim] = shape.dims();
-    let [.., prompt_tokens, _] = prompt_key.shape().dims::<4>();
-    let flat = [prompts, heads, completions * rows, dim];
-    let mut to_prompt = product(Flex::float_reshape(query.clone(), flat.into()), transposed(prompt_key));
-    let mut to_own = product(query, transposed(key));
-    let [.., tokens] = to_own.shape().dims::<5>();
-    let parts = [(values_mut(&mut to_prompt), prompt_tokens), (values_mut(&mut to_own), tokens)];
-    over_rows_of_two(parts, |first, to_prompt, to_own| {
-        for offset in 0..to_own.len() / tokens {
-            let row = first + offset;
-            let counts = seen.counts(row, [heads * completions * rows, rows], [prompt_tokens, tokens]);
-            let one = &mut to_prompt[offset * prompt_tokens..][..prompt_tokens];
-            kernel::softmax(one, &mut to_own[offset * tokens..][..tokens], counts, seen.scale);
-        }
-    });
-    let from_own = product(to_own.clone(), value);
-    let out = if prompt_tokens == 0 {
-        from_own
-    } else {
-        let from_prompt = product(to_prompt.clone(), prompt_value);
-        Flex::float_add(Flex::float_reshape(from_prompt, shape), from_own)
-    };
-    (out, [to_prompt, to_own])
+impl Seen {
+    fn given<'a>(&self, given: &'a [Float; 5]) -> Given<'a> {
+        let [_, query_heads, dim] = given[0].shape().dims();
+        let [_, key_heads, _] = given[3].shape().dims();
+        let [query, prompt_key, prompt_value, key, value] = given.each_ref().map(values);
+        let scale = self.scale;
+        Given { query, prompt: [prompt_key, prompt_value], own: [key, value], query_heads, key_heads, dim, scale }
+    }
 }
 
 impl Backward<Flex, 5> for Attend {
-    type State = ([Float; 5], Probabilities, Seen);
+    type State = ([Float; 5], Arc<[f32]>, Seen);
 
     fn backward(self, operation: Ops<Self::State, 5>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let ([query, prompt_key, prompt_value, key, value], [p, q], seen) = operation.state.clone();
+        let (given, log_totals, seen) = operation.state.clone();
         let gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
-        let [prompts, heads, completions, rows, dim] = query.shape().dims();
-        let [.., prompt_tokens] = p.shape().dims::<4>();
-        let [.., tokens] = q.shape().dims::<5>();
-        let flat = |tensor: Float| Flex::float_reshape(tensor, [prompts, heads, completions * rows, dim].into());
-        let flat_gradient = flat(gradient.clone());
-
-        let mut to_prompt = product(flat_gradient.clone(), transposed(prompt_value));
-        let mut to_own = product(gradient.clone(), transposed(value));
-        let (p_values, q_values) = (values(&p), values(&q));
-        let parts = [(values_mut(&mut to_prompt), prompt_tokens), (values_mut(&mut to_own), tokens)];
-        over_rows_of_two(parts, |first, to_prompt, to_own| {
-            for offset in 0..to_own.len() / tokens {
-                let row = first + offset;
-                let p = &p_values[row * prompt_tokens..][..prompt_tokens];
-                let q = &q_values[row * tokens..][..tokens];
-                let one = &mut to_prompt[offset * prompt_tokens..][..prompt_tokens];
-                kernel::softmax_backward((p, q), one, &mut to_own[offset * tokens..][..tokens], seen.scale);
-            }
-        });
-
-        let flat_query = flat(query.clone());
-        let mut to_query = product(to_own.clone(), key);
-        if prompt_tokens > 0 {
-            let from_prompt = product(to_prompt.clone(), prompt_key);
-            to_query = Flex::float_add(to_query, Flex::float_reshape(from_prompt, query.shape()));
-        }
-        register(
-            gradients,
-            operation,
-            [
-                to_query,
-                product(transposed(to_prompt), flat_query),
-                product(transposed(p), flat_gradient),
-                product(transposed(to_own), query),
-                product(transposed(q), gradient),
-            ],
-        );
+        let found = seen.given(&given).backward(&seen.tiles, values(&gradient), &log_totals);
+        let ToGiven { query, prompt: [prompt_key, prompt_value], own: [key, value] } = found;
+        let mut found = [query, prompt_key, prompt_value, key, value].into_iter().zip(&given);
+        let found = [(); 5].map(|()| found.next().map(|(found, given)| tensor(found, given)));
+        register(gradients, operation, found);
     }
 }
 
@@ -353,12 +532,17 @@ impl Backward<Flex, 2> for ScoreTokens {
         let (hidden, weight, scoring) = operation.state.clone();
         let gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
         let gradient = values(&gradient);
-        let [.., vocabulary] = weight.shape().dims::<2>();
-        let mut to_hidden = Vec::with_capacity(hidden.shape().num_elements());
-        let mut to_weight: Option<Float> = None;
+        let (hidden, weight) = (hidden.to_contiguous(), strided(weight));
+        let [rows, width] = hidden.shape().dims();
+        let [_, vocabulary] = weight.shape().dims();
+        let mut to_hidden = vec![0.0; rows * width];
+        let mut to_weight = operation.parents[1].is_some().then(|| ToMatrix::new(&weight));
+        let hidden_rows = Matrix::new(values(&hidden), rows, width);
+        let mut logits = Vec::new();
         for (start, count) in scoring.chunks() {
-            let (mut logits, scores) = scored(chunk_of_logits(&hidden, &weight, start, count), &scoring, start);
-            over_rows(values_mut(&mut logits), vocabulary, |first, logits| {
+            let hidden = hidden_rows.part(start, count);
+            let scores = scored(&mut logits, hidden, matrix(&weight), &scoring, start);
+            over_rows(&mut logits, vocabulary, |first, logits| {
                 for (offset, logits) in logits.chunks_exact_mut(vocabulary).enumerate() {
                     let row = first + offset;
                     let gradients = (gradient[2 * (start + row)], gradient[2 * (start + row) + 1]);
@@ -366,49 +550,32 @@ impl Backward<Flex, 2> for ScoreTokens {
                     kernel::score_backward(logits, scoring.temperature, target, scores[row], gradients);
                 }
             });
-            to_hidden.extend_from_slice(values(&Flex::float_matmul(logits.clone(), transposed(weight.clone()))));
-            if operation.parents[1].is_some() {
-                let part = Flex::float_matmul(transposed(hidden.narrow(0, start, count)), logits);
-                to_weight = Some(match to_weight {
-                    Some(sum) => Flex::float_add(sum, part),
-                    None => part,
-                });
+            let to_logits = Matrix::new(&logits, count, vocabulary);
+            let to_hidden = &mut to_hidden[start * width..][..count * width];
+            product(to_hidden, [width, 1], to_logits, matrix(&weight).transposed(), false, Spread::Yes);
+            if let Some(to_weight) = &mut to_weight {
+                to_weight.add(hidden.transposed(), to_logits);
             }
         }
-        let to_hidden = tensor(to_hidden, &hidden);
-        let [hidden_node, weight_node] = operation.parents;
-        if let Some(node) = hidden_node {
-            gradients.register::<Flex>(node.id, to_hidden);
-        }
-        if let Some((node, to_weight)) = weight_node.zip(to_weight) {
-            gradients.register::<Flex>(node.id, to_weight);
-        }
+        let found = [Some(tensor(to_hidden, &hidden)), to_weight.map(ToMatrix::finish)];
+        register(gradients, operation, found);
     }
 }
 
-fn chunk_of_logits(hidden: &Float, weight: &Float, start: usize, count: usize) -> Float {
-    Flex::float_matmul(hidden.narrow(0, start, count), weight.clone())
-}
-
-/// Scores of a chunk that begins at row `start`, and the logits of its distribution.
-fn scored(mut logits: Float, scoring: &Scoring, start: usize) -> (Float, Vec<Score>) {
+/// Scores of a chunk that begins at row `start`; leaves the logits of its distribution.
+fn scored(
+    logits: &mut Vec<f32>,
+    hidden: Matrix<'_>,
+    weight: Matrix<'_>,
+    scoring: &Scoring,
+    start: usize,
+) -> Vec<Score> {
     let distribution = Distribution { bias: &scoring.bias, temperature: scoring.temperature };
     let vocabulary = scoring.bias.len();
-    let rows = values_mut(&mut logits)
-        .par_chunks_exact_mut(vocabulary)
-        .enumerate()
-        .with_min_len(kernel::rows_per_task(vocabulary));
-    let scores =
-        rows.map(|(row, logits)| kernel::score(logits, distribution, scoring.targets[start + row] as usize)).collect();
-    (logits, scores)
-}
-
-/// A matrix product that may be empty.
-fn product(left: Float, right: Float) -> Float {
-    let mut shape = left.shape();
-    let rank = shape.num_dims();
-    shape[rank - 1] = right.shape()[rank - 1];
-    if shape.num_elements() == 0 { Float::zeros(shape, DType::F32) } else { Flex::float_matmul(left, right) }
+    logits.resize(hidden.rows() * vocabulary, 0.0);
+    product(logits, [vocabulary, 1], hidden, weight, false, Spread::Yes);
+    let rows = logits.par_chunks_exact_mut(vocabulary).enumerate().with_min_len(kernel::rows_per_task(vocabulary));
+    rows.map(|(row, logits)| kernel::score(logits, distribution, scoring.targets[start + row] as usize)).collect()
 }
 
 fn transposed(tensor: Float) -> Float {
@@ -417,12 +584,25 @@ fn transposed(tensor: Float) -> Float {
 }
 
 /// Hands gradients to those who want them.
-fn register<S, const N: usize>(gradients: &mut Gradients, operation: Ops<S, N>, found: [Float; N]) {
+fn register<S, const N: usize>(gradients: &mut Gradients, operation: Ops<S, N>, found: [Option<Float>; N]) {
     for (parent, found) in operation.parents.into_iter().zip(found) {
-        if let Some(parent) = parent {
+        if let Some((parent, found)) = parent.zip(found) {
             gradients.register::<Flex>(parent.id, found);
         }
     }
+}
+
+/// A matrix whose strides are not negative.
+fn strided(tensor: Float) -> Float {
+    if tensor.layout().strides().iter().all(|&stride| stride >= 0) { tensor } else { tensor.to_contiguous() }
+}
+
+/// What [`strided`] returned, as it lies in memory.
+fn matrix(tensor: &Float) -> Matrix<'_> {
+    let [rows, columns] = tensor.shape().dims();
+    let layout = tensor.layout();
+    let strides = [0, 1].map(|axis| layout.strides()[axis].unsigned_abs());
+    Matrix::strided(&tensor.storage()[layout.start_offset()..], rows, columns, strides)
 }
 
 /// Values of a contiguous tensor.

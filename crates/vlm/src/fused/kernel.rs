@@ -90,16 +90,16 @@ fn sums<const N: usize>(length: usize, terms: impl Fn(usize) -> [f32; N]) -> [f3
             lanes[index - whole] += term;
         }
     }
-    lanes.map(|mut lanes| {
-        let mut width = LANES / 2;
-        while width > 0 {
-            for lane in 0..width {
-                lanes[lane] += lanes[lane + width];
-            }
-            width /= 2;
-        }
-        lanes[0]
-    })
+    lanes.map(total)
+}
+
+/// The sum of all lanes, halves upon halves.
+#[inline(always)]
+fn total(lanes: [f32; LANES]) -> f32 {
+    let lanes: [f32; 16] = std::array::from_fn(|lane| lanes[lane] + lanes[lane + 16]);
+    let lanes: [f32; 8] = std::array::from_fn(|lane| lanes[lane] + lanes[lane + 8]);
+    let lanes: [f32; 4] = std::array::from_fn(|lane| lanes[lane] + lanes[lane + 4]);
+    (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 }
 
 #[inline(always)]
@@ -151,6 +151,92 @@ pub(super) fn swiglu_backward_with_simd<'a, S: Simd>(
     }
 }
 
+/// Twice the argument of the hyperbolic tangent in GELU's approximation, and its derivative.
+#[inline(always)]
+fn gelu_argument(x: f32) -> (f32, f32) {
+    // Twice the root of 2 over pi.
+    const FACTOR: f32 = 1.595_769;
+    const CUBIC: f32 = 0.044_715;
+    (FACTOR * x * (1.0 + CUBIC * x * x), FACTOR * (1.0 + 3.0 * CUBIC * x * x))
+}
+
+/// `x / 2 * (1 + tanh(..))`, which is x times a sigmoid.
+#[pulp::with_simd(gelu = pulp::Arch::new())]
+#[inline(always)]
+pub(super) fn gelu_with_simd<'a, S: Simd>(_simd: S, x: &'a [f32], out: &'a mut [f32]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = x / (1.0 + exp(-gelu_argument(x).0));
+    }
+}
+
+/// Gradient of [`gelu`], in place of the gradient of its result.
+#[pulp::with_simd(gelu_backward = pulp::Arch::new())]
+#[inline(always)]
+pub(super) fn gelu_backward_with_simd<'a, S: Simd>(_simd: S, x: &'a [f32], gradient: &'a mut [f32]) {
+    for (gradient, &x) in gradient.iter_mut().zip(x) {
+        let (argument, slope) = gelu_argument(x);
+        let sigmoid = 1.0 / (1.0 + exp(-argument));
+        *gradient *= sigmoid + x * sigmoid * (1.0 - sigmoid) * slope;
+    }
+}
+
+/// `(x - mean) / sqrt(variance + epsilon) * gamma + beta`, row by row of gamma's length.
+#[pulp::with_simd(layer_norm = pulp::Arch::new())]
+#[inline(always)]
+pub(super) fn layer_norm_with_simd<'a, S: Simd>(
+    _simd: S,
+    x: &'a [f32],
+    [gamma, beta]: [&'a [f32]; 2],
+    epsilon: f32,
+    out: &'a mut [f32],
+) {
+    let width = gamma.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let (mean, factor) = moments(x, epsilon);
+        for (((out, &x), &gamma), &beta) in out.iter_mut().zip(x).zip(gamma).zip(beta) {
+            *out = (x - mean) * factor * gamma + beta;
+        }
+    }
+}
+
+/// The mean, and one over the standard deviation.
+#[inline(always)]
+fn moments(x: &[f32], epsilon: f32) -> (f32, f32) {
+    let width = x.len() as f32;
+    let mean = sum(x.len(), |i| x[i]) / width;
+    let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / width;
+    (mean, 1.0 / (variance + epsilon).sqrt())
+}
+
+/// Gradients of [`layer_norm`]; that of `x` takes the place of the gradient of its result, those of `gamma` and `beta`
+/// are added.
+#[pulp::with_simd(layer_norm_backward = pulp::Arch::new())]
+#[inline(always)]
+pub(super) fn layer_norm_backward_with_simd<'a, S: Simd>(
+    _simd: S,
+    x: &'a [f32],
+    gamma: &'a [f32],
+    epsilon: f32,
+    gradient: &'a mut [f32],
+    [to_gamma, to_beta]: [&'a mut [f32]; 2],
+) {
+    let width = gamma.len();
+    for (x, gradient) in x.chunks_exact(width).zip(gradient.chunks_exact_mut(width)) {
+        let (gradient, to_gamma, to_beta) = (&mut gradient[..width], &mut to_gamma[..width], &mut to_beta[..width]);
+        let (mean, factor) = moments(x, epsilon);
+        let [all, along] = sums(width, |i| {
+            let scaled = gradient[i] * gamma[i];
+            [scaled, scaled * (x[i] - mean)]
+        });
+        let (all, along) = (all / width as f32, along * factor * factor / width as f32);
+        for i in 0..width {
+            to_gamma[i] += gradient[i] * (x[i] - mean) * factor;
+            to_beta[i] += gradient[i];
+            gradient[i] = factor * (gradient[i] * gamma[i] - all - (x[i] - mean) * along);
+        }
+    }
+}
+
 /// `x / sqrt(mean(x^2) + epsilon) * gamma`, row by row of gamma's length.
 #[pulp::with_simd(rms_norm = pulp::Arch::new())]
 #[inline(always)]
@@ -198,28 +284,28 @@ pub(super) fn rms_norm_backward_with_simd<'a, S: Simd>(
     }
 }
 
-/// Rotates heads by the angles of their tokens and puts heads before tokens, or turns them back and puts tokens first.
-/// The tables are `[tokens, dim]`; both halves of a head have the same angles.
+/// Rotates the heads of tokens by the angles of each, or turns them `back`. The tables are `[tokens, dim]`; both halves
+/// of a head have the same angles.
 #[pulp::with_simd(rotate = pulp::Arch::new())]
 #[inline(always)]
 pub(super) fn rotate_with_simd<'a, S: Simd>(
     _simd: S,
     given: &'a [f32],
     out: &'a mut [f32],
-    [tokens, heads]: [usize; 2],
+    dim: usize,
     [cos, sin]: [&'a [f32]; 2],
     back: bool,
 ) {
-    let dim = cos.len() / tokens;
     let half = dim / 2;
     let direction = if back { -1.0 } else { 1.0 };
-    for head in 0..heads {
-        for token in 0..tokens {
-            let (by_token, by_head) = (token * heads + head, head * tokens + token);
-            let (from, to) = if back { (by_head, by_token) } else { (by_token, by_head) };
-            let (x, y) = given[from * dim..][..dim].split_at(half);
-            let (out_x, out_y) = out[to * dim..][..dim].split_at_mut(half);
-            let (cos, sin) = (&cos[token * dim..][..half], &sin[token * dim..][..half]);
+    let tokens = cos.len() / dim;
+    let width = given.len() / tokens.max(1);
+    for token in 0..tokens {
+        let (cos, sin) = (&cos[token * dim..][..half], &sin[token * dim..][..half]);
+        let (given, out) = (&given[token * width..][..width], &mut out[token * width..][..width]);
+        for (given, out) in given.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+            let (x, y) = given.split_at(half);
+            let (out_x, out_y) = out.split_at_mut(half);
             let (y, out_y) = (&y[..half], &mut out_y[..half]);
             for i in 0..half {
                 let sin = sin[i] * direction;
@@ -230,8 +316,20 @@ pub(super) fn rotate_with_simd<'a, S: Simd>(
     }
 }
 
-/// One softmax over two parts of a row of scores, each multiplied by `scale`, in place. Of each part only the beginning
-/// counts; the rest becomes zero.
+/// Elements by which rows of scores are rounded up, so that they have no odd ends.
+pub(super) const ROUND: usize = 16;
+
+/// The beginning of a row of scores that counts, rounded up with what no exponential is left of; the rest becomes zero.
+#[inline(always)]
+fn counted(row: &mut [f32], count: usize) -> &mut [[f32; ROUND]] {
+    let (row, rest) = row.split_at_mut(count.next_multiple_of(ROUND));
+    rest.fill(0.0);
+    row[count..].fill(f32::NEG_INFINITY);
+    row.as_chunks_mut().0
+}
+
+/// One softmax over two parts of a row of scores, in place. The parts have lengths that are multiples of [`ROUND`]; of
+/// each only the beginning counts, and the rest becomes zero. Returns the logarithm of the sum of exponentials.
 #[pulp::with_simd(softmax = pulp::Arch::new())]
 #[inline(always)]
 pub(super) fn softmax_with_simd<'a, S: Simd>(
@@ -239,30 +337,49 @@ pub(super) fn softmax_with_simd<'a, S: Simd>(
     one: &'a mut [f32],
     other: &'a mut [f32],
     counts: [usize; 2],
-    scale: f32,
-) {
-    let (one, one_rest) = one.split_at_mut(counts[0]);
-    let (other, other_rest) = other.split_at_mut(counts[1]);
-    one_rest.fill(0.0);
-    other_rest.fill(0.0);
-    let (a, b) = (largest(one), largest(other));
-    let highest = (if a > b { a } else { b }) * scale;
-    let mut total = 0.0;
-    for part in [&mut *one, &mut *other] {
-        for value in &mut *part {
-            *value = exp(*value * scale - highest);
+) -> f32 {
+    let mut parts = [counted(one, counts[0]), counted(other, counts[1])];
+    let mut lanes = [f32::NEG_INFINITY; ROUND];
+    for value in parts.iter().flat_map(|part| part.iter()) {
+        for (lane, &value) in lanes.iter_mut().zip(value) {
+            *lane = if *lane > value { *lane } else { value };
         }
-        total += sum(part.len(), |i| part[i]);
     }
+    let highest = largest(&lanes);
+    let mut lanes = [0.0; LANES];
+    for value in parts.iter_mut().flat_map(|part| part.iter_mut()) {
+        for (lane, value) in lanes.iter_mut().zip(value) {
+            *value = exp(*value - highest);
+            *lane += *value;
+        }
+    }
+    let total = total(lanes);
     let factor = 1.0 / total;
-    for part in [one, other] {
-        for value in part {
-            *value *= factor;
+    for value in parts.iter_mut().flat_map(|part| part.as_flattened_mut()) {
+        *value *= factor;
+    }
+    highest + total.ln()
+}
+
+/// The result of [`softmax`] over again, given the logarithm that it returned.
+#[pulp::with_simd(softmax_again = pulp::Arch::new())]
+#[inline(always)]
+pub(super) fn softmax_again_with_simd<'a, S: Simd>(
+    _simd: S,
+    one: &'a mut [f32],
+    other: &'a mut [f32],
+    counts: [usize; 2],
+    log_total: f32,
+) {
+    for (part, count) in [(one, counts[0]), (other, counts[1])] {
+        for value in counted(part, count).as_flattened_mut() {
+            *value = exp(*value - log_total);
         }
     }
 }
 
-/// Gradient of [`softmax`] with respect to the scores, in place of those with respect to its result.
+/// Gradient of [`softmax`] with respect to the scores, in place of those with respect to its result. What does not count
+/// of the probabilities is zero, and becomes so of the gradients.
 #[pulp::with_simd(softmax_backward = pulp::Arch::new())]
 #[inline(always)]
 pub(super) fn softmax_backward_with_simd<'a, S: Simd>(
@@ -270,14 +387,37 @@ pub(super) fn softmax_backward_with_simd<'a, S: Simd>(
     probabilities: (&'a [f32], &'a [f32]),
     one: &'a mut [f32],
     other: &'a mut [f32],
-    scale: f32,
+    counts: [usize; 2],
 ) {
-    let (p, q) = probabilities;
-    let (p, q) = (&p[..one.len()], &q[..other.len()]);
-    let mean = sum(p.len(), |i| p[i] * one[i]) + sum(q.len(), |i| q[i] * other[i]);
-    for (gradients, probabilities) in [(one, p), (other, q)] {
-        for (gradient, &probability) in gradients.iter_mut().zip(probabilities) {
-            *gradient = probability * (*gradient - mean) * scale;
+    let mut lanes = [0.0; LANES];
+    let parts = [(one, probabilities.0, counts[0]), (other, probabilities.1, counts[1])];
+    let parts = parts.map(|(gradients, probabilities, count)| {
+        let (gradients, rest) = gradients.split_at_mut(count.next_multiple_of(ROUND));
+        rest.fill(0.0);
+        let gradients = gradients.as_chunks_mut::<ROUND>().0;
+        let probabilities = &probabilities.as_chunks::<ROUND>().0[..gradients.len()];
+        for (gradient, probability) in gradients.iter().zip(probabilities) {
+            for lane in 0..ROUND {
+                lanes[lane] += gradient[lane] * probability[lane];
+            }
+        }
+        (gradients, probabilities)
+    });
+    let mean = total(lanes);
+    for (gradients, probabilities) in parts {
+        for (gradient, &probability) in gradients.as_flattened_mut().iter_mut().zip(probabilities.as_flattened()) {
+            *gradient = probability * (*gradient - mean);
+        }
+    }
+}
+
+/// Adds up rows of the length of `sums`.
+#[pulp::with_simd(add_rows = pulp::Arch::new())]
+#[inline(always)]
+pub(super) fn add_rows_with_simd<'a, S: Simd>(_simd: S, rows: &'a [f32], sums: &'a mut [f32]) {
+    for row in rows.chunks_exact(sums.len()) {
+        for (sum, &value) in sums.iter_mut().zip(row) {
+            *sum += value;
         }
     }
 }

@@ -6,14 +6,20 @@
 //! `docs/performance.md`: put together from small operations, these took more time than all matrix products.
 
 #[cfg(feature = "flex")]
+mod attention;
+#[cfg(feature = "flex")]
 mod cpu;
 #[cfg(feature = "flex")]
 mod kernel;
-pub(crate) mod plain;
+mod plain;
+#[cfg(feature = "flex")]
+mod product;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use burn::nn::RmsNorm;
+use burn::module::Param;
+use burn::nn::{LayerNorm, Linear, RmsNorm};
 use burn::tensor::{DType, Device, Tensor};
 
 /// Whether the operations are the CPU's own.
@@ -45,13 +51,55 @@ pub(crate) fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D
     norm.forward(x)
 }
 
+/// Layer normalisation along the last axis (arXiv 1607.06450). `epsilon` is that of the norm, which does not tell it.
+pub(crate) fn layer_norm<const D: usize>(norm: &LayerNorm, epsilon: f64, x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if let Some(beta) = norm.beta.as_ref().filter(|_| runs_on(&x.device(), x.dtype())) {
+        return cpu::layer_norm(x, norm.gamma.val(), beta.val(), epsilon as f32);
+    }
+    norm.forward(x)
+}
+
+/// GELU in its approximation by the hyperbolic tangent (arXiv 1606.08415).
+pub(crate) fn gelu_approximate<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if runs_on(&x.device(), x.dtype()) {
+        return cpu::gelu(x);
+    }
+    burn::tensor::activation::gelu_approximate(x)
+}
+
+/// A linear layer.
+///
+/// # Shapes
+/// - `x`: `[rows, inputs]`
+/// - returns `[rows, outputs]`
+pub(crate) fn linear(layer: &Linear, x: Tensor<2>) -> Tensor<2> {
+    project(x, layer.weight.val(), layer.bias.as_ref().map(Param::val))
+}
+
+/// `x` times `weight`, and the bias added.
+///
+/// # Shapes
+/// - `x`: `[rows, inputs]`
+/// - `weight`: `[inputs, outputs]`
+pub(crate) fn project(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if runs_on(&x.device(), x.dtype()) {
+        return match bias {
+            Some(bias) => cpu::affine(x, weight, bias),
+            None => cpu::linear(x, weight),
+        };
+    }
+    burn::tensor::module::linear(x, weight, bias)
+}
+
 /// Rotary position embedding (arXiv 2104.09864) in rotate-half convention.
 ///
 /// # Shapes
-/// - `x`: `[rows, tokens, heads, dim]`
-/// - `cos`, `sin`: `[table rows, tokens, 1, dim]`, each row for equally many of x's, one after another
-/// - returns `[rows, heads, tokens, dim]`
-pub(crate) fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
+/// - `x`: `[tokens, heads, dim]`
+/// - `cos`, `sin`: `[tokens, dim]`
+pub(crate) fn rotate(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
     #[cfg(feature = "flex")]
     if runs_on(&x.device(), x.dtype()) {
         return cpu::rotate(x, cos.clone(), sin.clone());
@@ -59,72 +107,100 @@ pub(crate) fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4
     plain::rotate(x, cos, sin)
 }
 
-/// What the rows of an attention see.
+/// Queries that follow each other, and the keys that they see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// Rows of the queries; spans have all of them, in order.
+    pub(crate) queries: Range<usize>,
+    /// Rows of the keys of their own.
+    pub(crate) own: Range<usize>,
+    /// Rows of the keys of their prompt; there may be none.
+    pub(crate) prompt: Range<usize>,
+}
+
+impl Span {
+    /// Whether a span and the next have their prompt in common.
+    fn same_prompt(&self, next: &Self) -> bool {
+        !self.prompt.is_empty() && self.prompt == next.prompt
+    }
+}
+
+/// What the queries of an attention see.
 #[derive(Debug, Clone)]
 pub(crate) struct Attended {
     seen: Seen,
-    /// Only where they are needed.
-    masks: plain::Masks,
+    /// Only where it is needed.
+    padded: Option<Arc<plain::Padded>>,
 }
 
+/// What attention itself goes by; the tiles are for the CPU.
 #[derive(Debug, Clone)]
-#[cfg_attr(not(feature = "flex"), expect(dead_code, reason = "masks say the same"))]
 struct Seen {
-    /// Tokens of every prompt; what follows them is padding.
-    prompts: Arc<[usize]>,
-    /// See [`Attended::new`].
-    new_tokens: Option<usize>,
     /// Of scores, before the softmax.
     scale: f32,
+    #[cfg(feature = "flex")]
+    tiles: Arc<[Vec<attention::Tile>]>,
 }
 
 impl Attended {
-    /// For queries like these: of prompts of these lengths, padded to `prompt_tokens`, and of `tokens` of one's own.
-    ///
-    /// With `new_tokens`, a row sees of its own tokens itself and those before it. The new tokens are then the last of
-    /// the keys, and the rows are those tokens, as many times over as query heads share a key head.
+    /// For queries like these, of `heads` query heads for every key head. `causal`: the queries of a span are the last
+    /// of the tokens that its own keys belong to, and see of these themselves and those before.
     pub(crate) fn new<const D: usize>(
         like: &Tensor<D>,
-        prompts: Arc<[usize]>,
-        prompt_tokens: usize,
-        new_tokens: Option<usize>,
-        tokens: usize,
+        spans: &[Span],
+        causal: bool,
+        heads: usize,
         head_dim: usize,
     ) -> Self {
-        let masks = || plain::Masks::new(&prompts, prompt_tokens, new_tokens.map(|new| [new, tokens]), &like.device());
-        let masks = if runs_on(&like.device(), like.dtype()) { plain::Masks::default() } else { masks() };
-        Self { seen: Seen { prompts, new_tokens, scale: (head_dim as f32).powf(-0.5) }, masks }
+        let scale = (head_dim as f32).powf(-0.5);
+        let on_cpu = runs_on(&like.device(), like.dtype());
+        Self {
+            seen: Seen {
+                scale,
+                #[cfg(feature = "flex")]
+                tiles: if on_cpu { attention::tiles(spans, causal, heads).into() } else { Arc::default() },
+            },
+            padded: (!on_cpu).then(|| Arc::new(plain::Padded::new(spans, causal, &like.device()))),
+        }
+    }
+
+    /// Token positions that its padding adds to those of the queries.
+    pub(crate) fn padding(&self) -> usize {
+        self.padded.as_ref().map_or(0, |padded| padded.padding())
     }
 }
 
-#[cfg(feature = "flex")]
-impl Seen {
-    /// Keys that a row sees: of its prompt, and of its own. There are `rows` rows for every completion, and
-    /// `rows_of_prompt` for every prompt.
-    fn counts(
-        &self,
-        row: usize,
-        [rows_of_prompt, rows]: [usize; 2],
-        [prompt_tokens, tokens]: [usize; 2],
-    ) -> [usize; 2] {
-        let own = self.new_tokens.map_or(tokens, |new| tokens - new + row % rows % new + 1);
-        [if prompt_tokens == 0 { 0 } else { self.prompts[row / rows_of_prompt] }, own]
-    }
+/// Queries whose scores the CPU computes together, `sharing` of them with one key head: as many as let these stay in its
+/// cache with all that is read beside them, but enough for matrix products to be worth their while.
+pub(crate) fn queries_together(sharing: usize, keys: usize) -> usize {
+    ((1 << 18) / (sharing * keys).max(1)).clamp(16, 256)
 }
 
 /// Attention to a prompt and to one's own tokens under one softmax.
 ///
 /// # Shapes
-/// - `query`: `[prompts, key heads, completions, rows, dim]`
-/// - `prompt`: key and value, `[prompts, key heads, prompt tokens, dim]`; there may be no prompt tokens
-/// - `own`: key and value, `[prompts, key heads, completions, tokens, dim]`
+/// - `query`: `[queries, query heads, dim]`
+/// - `prompt`: key and value, `[prompt tokens, key heads, dim]`
+/// - `own`: key and value, `[tokens, key heads, dim]`
 /// - returns the shape of `query`
-pub(crate) fn attend(query: Tensor<5>, prompt: [Tensor<4>; 2], own: [Tensor<5>; 2], attended: &Attended) -> Tensor<5> {
-    #[cfg(feature = "flex")]
-    if runs_on(&query.device(), query.dtype()) {
-        return cpu::attend(query, prompt, own, attended.seen.clone());
+pub(crate) fn attend(
+    query: Tensor<3>,
+    prompt: Option<[Tensor<3>; 2]>,
+    own: [Tensor<3>; 2],
+    attended: &Attended,
+) -> Tensor<3> {
+    match &attended.padded {
+        Some(padded) => plain::attend(query, prompt, own, attended.seen.scale, padded),
+        #[cfg(feature = "flex")]
+        None => {
+            let [_, heads, dim] = own[0].dims();
+            let nothing = || Tensor::zeros([0, heads, dim], &query.device());
+            let prompt = prompt.unwrap_or_else(|| [nothing(), nothing()]);
+            cpu::attend(query, prompt, own, attended.seen.clone())
+        }
+        #[cfg(not(feature = "flex"))]
+        None => unreachable!("only the CPU's own attention needs no padding"),
     }
-    plain::attend(query, prompt, own, attended.seen.scale, &attended.masks)
 }
 
 /// How tokens are scored.
@@ -169,8 +245,7 @@ pub(crate) fn score(hidden: Tensor<2>, weight: Tensor<2>, scoring: Scoring) -> T
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use burn::module::Param;
-    use burn::nn::RmsNormConfig;
+    use burn::nn::{LayerNormConfig, RmsNormConfig};
     use burn::tensor::{Device, Distribution};
 
     use super::*;
@@ -224,7 +299,7 @@ mod tests {
 
     #[test]
     fn swiglu_is_the_plain_one() {
-        for shape in [[1, 1], [3, 7], [50, 700]] {
+        for shape in [[1, 9], [3, 7], [50, 700]] {
             let (gate, up) = ((random(shape) * 4.0).detach().require_grad(), random(shape));
             let fused = || swiglu(gate.clone(), up.clone());
             compare("swiglu", [&gate, &up], fused, || plain::swiglu(gate.clone(), up.clone()));
@@ -242,47 +317,99 @@ mod tests {
     }
 
     #[test]
+    fn layer_norm_is_the_plain_one() {
+        // What comes out of two numbers hardly depends on them: they would be one too few.
+        for shape in [[1, 1, 5], [2, 3, 33], [5, 40, 200]] {
+            let mut norm = LayerNormConfig::new(shape[2]).with_epsilon(1e-6).init(&Device::flex().autodiff());
+            let (x, gamma, beta) = (random(shape) + 0.5, random([shape[2]]), random([shape[2]]));
+            let x = x.detach().require_grad();
+            norm.gamma = Param::from_tensor(gamma.clone());
+            norm.beta = Some(Param::from_tensor(beta.clone()));
+            let plain = || norm.forward(x.clone());
+            compare("layer_norm", [&x, &gamma, &beta], || layer_norm(&norm, 1e-6, x.clone()), plain);
+        }
+    }
+
+    #[test]
+    fn gelu_is_the_plain_one() {
+        for length in [9, 40_000] {
+            // From -8 to 8: the plain one loses digits where it is small, so there has to be something large.
+            let values: Vec<f32> = (0..length).map(|i| (i * 37 % 161) as f32 / 10.0 - 8.0).collect();
+            let x = Tensor::<1>::from_floats(values.as_slice(), &Device::flex().autodiff()).require_grad();
+            let plain = || burn::tensor::activation::gelu_approximate(x.clone());
+            compare("gelu", [&x], || gelu_approximate(x.clone()), plain);
+        }
+    }
+
+    #[test]
+    fn linear_layers_are_the_plain_ones() {
+        for [rows, inputs, outputs] in [[1, 1, 1], [7, 33, 20], [300, 40, 65]] {
+            let (x, weight, bias) = (random([rows, inputs]), random([inputs, outputs]), random([outputs]));
+            // A matrix that lies in memory the other way round.
+            let turned = random([outputs, inputs]);
+            let plain = |weight: Tensor<2>, bias| burn::tensor::module::linear(x.clone(), weight, bias);
+            let fused = || project(x.clone(), weight.clone(), None);
+            compare("linear", [&x, &weight], fused, || plain(weight.clone(), None));
+            let fused = || project(x.clone(), turned.clone().transpose(), Some(bias.clone()));
+            let plain = || plain(turned.clone().transpose(), Some(bias.clone()));
+            compare("affine", [&x, &turned, &bias], fused, plain);
+        }
+    }
+
+    #[test]
     fn rotation_is_the_plain_one() {
-        for (rows, table_rows) in [(1, 1), (6, 3), (6, 1), (40, 5)] {
-            let x = random([rows, 11, 3, 8]);
-            let angles = Tensor::random([table_rows, 11, 1, 4], Distribution::Uniform(0.0, 7.0), &Device::flex());
-            let table = |half: Tensor<4>| Tensor::from_inner(Tensor::cat(vec![half.clone(), half], 3));
+        for (tokens, heads) in [(1, 1), (11, 3), (900, 5)] {
+            let x = random([tokens, heads, 8]);
+            let angles = Tensor::random([tokens, 4], Distribution::Uniform(0.0, 7.0), &Device::flex());
+            let table = |half: Tensor<2>| Tensor::from_inner(Tensor::cat(vec![half.clone(), half], 1));
             let (cos, sin) = (table(angles.clone().cos()), table(angles.sin()));
             let plain = || plain::rotate(x.clone(), &cos, &sin);
             compare("rotate", [&x], || rotate(x.clone(), &cos, &sin), plain);
         }
     }
 
+    /// Completions of so many new tokens, for each of some prompts of so many; each completion has tokens before the
+    /// new ones, and there may be keys that nobody sees.
+    fn spans(prompts: &[(usize, &[usize])], before: usize, gap: usize) -> Vec<Span> {
+        let (mut spans, mut prompt_start, mut query, mut key) = (Vec::new(), 0, 0, 0);
+        for &(prompt, completions) in prompts {
+            for &new in completions {
+                let own = key..key + before + new;
+                spans.push(Span { queries: query..query + new, own, prompt: prompt_start..prompt_start + prompt });
+                query += new;
+                key += before + new + gap;
+            }
+            prompt_start += prompt;
+        }
+        spans
+    }
+
     #[test]
     fn attention_is_the_plain_one() {
         let (heads, dim) = (2, 5);
-        // Prompt lengths, completions, query heads a key head, new tokens, tokens before them.
-        for (lengths, completions, sharing, new, before) in [
-            (vec![7, 4, 1], 3, 2, 6, 0),
-            (vec![9, 9], 2, 3, 1, 4),
-            (vec![3], 1, 1, 4, 2),
-            (vec![40, 33], 8, 4, 40, 0),
-            (vec![], 4, 2, 30, 0),
+        for (spans, sharing) in [
+            (spans(&[(7, &[6, 3, 6]), (4, &[1]), (1, &[5, 2])], 0, 0), 2),
+            (spans(&[(9, &[1, 1]), (9, &[1, 1])], 4, 3), 3),
+            (spans(&[(3, &[4])], 2, 0), 1),
+            (spans(&[(40, &[40; 8]), (33, &[17; 8])], 0, 0), 4),
+            // Several tiles of a prompt.
+            (spans(&[(900, &[300, 280, 10])], 0, 0), 4),
+            (spans(&[(0, &[30, 30, 30, 2, 7])], 0, 0), 2),
+            (spans(&[(0, &[700]), (0, &[5])], 0, 0), 1),
         ] {
-            let prompts = if lengths.is_empty() { 2 } else { lengths.len() };
-            let prompt_tokens = lengths.iter().copied().max().unwrap_or(0);
-            let tokens = new + before;
-            let query = random([prompts, heads, completions, sharing * new, dim]);
-            let [key, value] = [(); 2].map(|()| random([prompts, heads, completions, tokens, dim]));
-            let of_prompt = || match prompt_tokens {
-                0 => Tensor::zeros([prompts, heads, 0, dim], &query.device()),
-                _ => random([prompts, heads, prompt_tokens, dim]),
-            };
-            let (prompt_key, prompt_value) = (of_prompt(), of_prompt());
-            let prompt = || [prompt_key.clone(), prompt_value.clone()];
+            let last = &spans[spans.len() - 1];
+            let (queries, prompt_tokens) = (last.queries.end, last.prompt.end);
+            let tokens = spans.iter().map(|span| span.own.end).max().unwrap();
+            let query = random([queries, heads * sharing, dim]);
+            let [key, value] = [(); 2].map(|()| random([tokens, heads, dim]));
+            let [prompt_key, prompt_value] = [(); 2].map(|()| random([prompt_tokens.max(1), heads, dim]));
+            let prompt = || (prompt_tokens > 0).then(|| [prompt_key.clone(), prompt_value.clone()]);
             let own = || [key.clone(), value.clone()];
-            for causal in [Some(new), None] {
-                let seen = Attended::new(&query, lengths.clone().into(), prompt_tokens, causal, tokens, dim);
-                let masks =
-                    plain::Masks::new(&lengths, prompt_tokens, causal.map(|new| [new, tokens]), &query.device());
-                let scale = (dim as f32).powf(-0.5);
+            for causal in [true, false] {
+                let seen = Attended::new(&query, &spans, causal, sharing, dim);
+                let padded = plain::Padded::new(&spans, causal, &query.device());
                 let fused = || attend(query.clone(), prompt(), own(), &seen);
-                let plain = || plain::attend(query.clone(), prompt(), own(), scale, &masks);
+                let plain = || plain::attend(query.clone(), prompt(), own(), seen.seen.scale, &padded);
                 if prompt_tokens == 0 {
                     compare("attend", [&query, &key, &value], fused, plain);
                 } else {
@@ -290,6 +417,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn padding_is_what_no_query_fills() {
+        let device = Device::flex();
+        let padding = |spans: &[Span]| plain::Padded::new(spans, true, &device).padding();
+        assert_eq!(padding(&spans(&[(3, &[5, 5]), (2, &[5, 5])], 0, 0)), 0);
+        // Two prompts of three completions of six tokens, of which there are 6 + 3 + 2 + 4.
+        assert_eq!(padding(&spans(&[(3, &[6, 3, 2]), (2, &[4])], 0, 0)), 36 - 15);
+        let seen = Attended::new(&Tensor::<1>::zeros([1], &device), &spans(&[(3, &[6, 3])], 0, 0), true, 1, 4);
+        assert_eq!(seen.padding(), 0);
     }
 
     #[test]

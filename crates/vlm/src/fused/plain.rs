@@ -2,101 +2,183 @@
 //!
 //! Scores and softmax are computed in float32, everything else in the float type of what goes in.
 
-use burn::tensor::activation::{log_softmax, silu, softmax};
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use std::ops::Range;
 
-use super::Scoring;
+use burn::tensor::activation::{log_softmax, silu, softmax};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use super::{Scoring, Span};
+use crate::probe::indices;
 
 /// Added to the scores of positions that must not be seen. Finite, so that a row without any visible position stays
 /// free of NaN.
 const MASKED: f32 = -1e30;
 
-pub(crate) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     silu(gate) * up
 }
 
-pub(crate) fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
-    let [rows, tokens, heads, dim] = x.dims();
-    // Every row of the tables for its rows of x.
-    let dtype = x.dtype();
-    let table = |table: &Tensor<4>| {
-        let [table_rows, ..] = table.dims();
-        table.clone().cast(dtype).unsqueeze_dim::<5>(1).expand([table_rows, rows / table_rows, tokens, 1, dim])
-    };
-    let x = x.reshape([cos.dims()[0], rows / cos.dims()[0], tokens, heads, dim]);
-    let first = x.clone().narrow(4, 0, dim / 2);
-    let second = x.clone().narrow(4, dim / 2, dim / 2);
-    let turned = Tensor::cat(vec![second.neg(), first], 4);
-    (x * table(cos) + turned * table(sin)).reshape([rows, tokens, heads, dim]).swap_dims(1, 2)
+pub(super) fn rotate(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
+    let [_, _, dim] = x.dims();
+    let table = |table: &Tensor<2>| table.clone().cast(x.dtype()).unsqueeze_dim::<3>(1);
+    let (cos, sin) = (table(cos), table(sin));
+    let first = x.clone().narrow(2, 0, dim / 2);
+    let second = x.clone().narrow(2, dim / 2, dim / 2);
+    let turned = Tensor::cat(vec![second.neg(), first], 2);
+    x * cos + turned * sin
 }
 
-/// What hides keys, added to their scores.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Masks {
-    /// `[prompts, 1, 1, prompt tokens]`; `None` when no prompt is padded.
-    prompt: Option<Tensor<4>>,
-    /// `[new tokens, tokens]`; `None` when every row sees every key of its own.
-    own: Option<Tensor<2>>,
+/// Spans as a rectangle: those of a prompt are its columns, all as long as the longest.
+#[derive(Debug)]
+pub(super) struct Padded {
+    prompts: usize,
+    columns: usize,
+    queries: Rows,
+    own: Rows,
+    prompt: Rows,
+    /// Where the queries lie in the rectangle.
+    back: Rows,
+    /// Added to scores: `[prompts, columns, queries, own]`, one for all prompts and columns if they are alike; `None`
+    /// where nothing is hidden.
+    own_mask: Option<Tensor<4>>,
+    /// `[prompts, prompt tokens]`.
+    prompt_mask: Option<Tensor<2>>,
 }
 
-impl Masks {
-    pub(crate) fn new(prompts: &[usize], prompt_tokens: usize, causal: Option<[usize; 2]>, device: &Device) -> Self {
-        let padded = prompts.iter().any(|&length| length < prompt_tokens);
-        let hidden = |&length: &usize| (0..prompt_tokens).map(move |i| if i < length { 0.0 } else { MASKED });
-        let values = || prompts.iter().flat_map(hidden).collect::<Vec<f32>>();
-        let shape = [prompts.len(), 1, 1, prompt_tokens];
-        Self {
-            prompt: padded.then(|| Tensor::from_data(TensorData::new(values(), shape), device)),
-            own: causal.filter(|&[new, _]| new > 1).map(|[new, tokens]| causal_mask(new, tokens, device)),
+impl Padded {
+    pub(super) fn new(spans: &[Span], causal: bool, device: &Device) -> Self {
+        let of_prompts: Vec<&[Span]> = spans.chunk_by(Span::same_prompt).collect();
+        let columns = of_prompts.iter().map(|spans| spans.len()).max().unwrap_or(0);
+        let nothing = Span { queries: 0..0, own: 0..0, prompt: 0..0 };
+        let cells: Vec<&Span> = of_prompts
+            .iter()
+            .flat_map(|spans| (0..columns).map(|column| spans.get(column).unwrap_or(&nothing)))
+            .collect();
+        let queries = Rows::padded(cells.iter().map(|span| &span.queries), device);
+        let own = Rows::padded(cells.iter().map(|span| &span.own), device);
+        let prompt = Rows::padded(of_prompts.iter().map(|spans| &spans[0].prompt), device);
+        let back = cells.iter().enumerate().flat_map(|(cell, span)| {
+            let start = cell * queries.each;
+            start..start + span.queries.len()
+        });
+        let back = Rows::new(&back.collect::<Vec<_>>(), 1, device);
+        let seen = |span: &Span| {
+            let (queries, own) = (span.queries.len(), span.own.len());
+            (0..queries).map(|query| if causal { own - queries + query + 1 } else { own }).collect::<Vec<_>>()
+        };
+        let mut seen: Vec<Vec<usize>> = cells.iter().map(|span| seen(span)).collect();
+        let mut shape = [of_prompts.len(), columns, queries.each, own.each];
+        if seen.iter().all(|cell| *cell == seen[0]) {
+            seen.truncate(1);
+            (shape[0], shape[1]) = (1, 1);
         }
+        let prompts = of_prompts.iter().map(|spans| spans[0].prompt.len());
+        let prompt_mask = mask(&prompts.collect::<Vec<_>>(), [of_prompts.len(), prompt.each], device);
+        // Queries that pad a column see nothing.
+        let seen = seen.iter().flat_map(|cell| (0..queries.each).map(|query| cell.get(query).copied().unwrap_or(0)));
+        let own_mask = mask(&seen.collect::<Vec<_>>(), shape, device);
+        Self { prompts: of_prompts.len(), columns, queries, own, prompt, back, own_mask, prompt_mask }
+    }
+
+    /// Rows of the rectangle that no query fills.
+    pub(super) fn padding(&self) -> usize {
+        self.queries.count - self.back.count
     }
 }
 
-/// `[queries, keys]` of zeros and [`MASKED`]; the last query sees every key.
-fn causal_mask(queries: usize, keys: usize, device: &Device) -> Tensor<2> {
-    let hidden = Tensor::<2, Bool>::tril_mask([queries, keys], (keys - queries) as i64, device);
-    Tensor::zeros([queries, keys], device).mask_fill(hidden, MASKED)
+/// Hides all but the first so many keys of every row; `None` when all of them have all.
+fn mask<const D: usize>(seen: &[usize], shape: [usize; D], device: &Device) -> Option<Tensor<D>> {
+    let keys = shape[D - 1];
+    let hidden = |seen: usize| (0..keys).map(move |key| if key < seen { 0.0 } else { MASKED });
+    let values = || seen.iter().copied().flat_map(hidden).collect::<Vec<f32>>();
+    seen.iter().any(|&seen| seen < keys).then(|| Tensor::from_data(TensorData::new(values(), shape), device))
 }
 
-pub(crate) fn attend(
-    query: Tensor<5>,
-    [prompt_key, prompt_value]: [Tensor<4>; 2],
-    [key, value]: [Tensor<5>; 2],
+/// Rows of a tensor, side by side in another.
+#[derive(Debug)]
+struct Rows {
+    /// Of a cell.
+    each: usize,
+    count: usize,
+    /// The first so many, in order.
+    ordered: bool,
+    from: Tensor<1, Int>,
+}
+
+impl Rows {
+    fn new(from: &[usize], each: usize, device: &Device) -> Self {
+        let ordered = from.iter().copied().eq(0..from.len());
+        Self { each, count: from.len(), ordered, from: indices(from, device) }
+    }
+
+    /// Ranges, each padded to the longest.
+    fn padded<'a>(ranges: impl Iterator<Item = &'a Range<usize>> + Clone, device: &Device) -> Self {
+        let each = ranges.clone().map(ExactSizeIterator::len).max().unwrap_or(0);
+        // What pads a range is hidden, or nobody reads it: any row will do.
+        let rows = |range: &Range<usize>| range.clone().chain(std::iter::repeat(0)).take(each);
+        Self::new(&ranges.flat_map(rows).collect::<Vec<_>>(), each, device)
+    }
+
+    fn of<const D: usize>(&self, tensor: Tensor<D>) -> Tensor<D> {
+        if self.ordered && tensor.dims()[0] == self.count { tensor } else { tensor.select(0, self.from.clone()) }
+    }
+}
+
+pub(super) fn attend(
+    query: Tensor<3>,
+    prompt: Option<[Tensor<3>; 2]>,
+    own: [Tensor<3>; 2],
     scale: f32,
-    masks: &Masks,
-) -> Tensor<5> {
-    let [prompts, heads, completions, rows, dim] = query.dims();
-    let (prompt_tokens, tokens) = (prompt_key.dims()[2], key.dims()[3]);
-    let query = query * scale;
+    padded: &Padded,
+) -> Tensor<3> {
+    let ([_, query_heads, dim], [_, heads, _]) = (query.dims(), own[0].dims());
+    let sharing = query_heads / heads;
+    let Padded { prompts, columns, .. } = *padded;
+    let (queries, tokens, prompt_tokens) = (padded.queries.each, padded.own.each, padded.prompt.each);
+    let rows = sharing * queries;
+    let [key, value] =
+        own.map(|own| padded.own.of(own).reshape([prompts, columns, tokens, heads, dim]).permute([0, 3, 1, 2, 4]));
+    let query = (padded.queries.of(query) * scale)
+        .reshape([prompts, columns, queries, heads, sharing, dim])
+        .permute([0, 3, 1, 4, 2, 5])
+        .reshape([prompts, heads, columns, rows, dim]);
 
     let mut scores = query.clone().matmul(key.swap_dims(3, 4)).cast(DType::F32);
-    if let Some(mask) = &masks.own {
-        let [new, _] = mask.dims();
-        let repeated = [prompts, heads, completions * (rows / new), new, tokens];
-        scores =
-            (scores.reshape(repeated) + mask.clone().unsqueeze()).reshape([prompts, heads, completions, rows, tokens]);
+    if let Some(mask) = &padded.own_mask {
+        let cells = scores.reshape([prompts, heads, columns, sharing, queries, tokens]);
+        let mask = mask.clone().unsqueeze_dim::<5>(1).unsqueeze_dim::<6>(3);
+        scores = (cells + mask).reshape([prompts, heads, columns, rows, tokens]);
     }
-    if prompt_tokens == 0 {
-        return softmax(scores, 4).cast(value.dtype()).matmul(value);
-    }
-    // All completions of a prompt are rows of one product with its keys: nothing is repeated.
-    let flat = [prompts, heads, completions * rows, dim];
-    let mut to_prompt = query.reshape(flat).matmul(prompt_key.swap_dims(2, 3)).cast(DType::F32);
-    if let Some(mask) = &masks.prompt {
-        to_prompt = to_prompt + mask.clone();
-    }
-    let to_prompt = to_prompt.reshape([prompts, heads, completions, rows, prompt_tokens]);
-    let probabilities = softmax(Tensor::cat(vec![to_prompt, scores], 4), 4).cast(value.dtype());
-    let from_prompt = probabilities
-        .clone()
-        .narrow(4, 0, prompt_tokens)
-        .reshape([prompts, heads, completions * rows, prompt_tokens])
-        .matmul(prompt_value)
-        .reshape([prompts, heads, completions, rows, dim]);
-    from_prompt + probabilities.narrow(4, prompt_tokens, tokens).matmul(value)
+    let mixed = if let Some(prompt) = prompt {
+        // All completions of a prompt are rows of one product with its keys: nothing is repeated.
+        let [prompt_key, prompt_value] =
+            prompt.map(|prompt| padded.prompt.of(prompt).reshape([prompts, prompt_tokens, heads, dim]).swap_dims(1, 2));
+        let flat = [prompts, heads, columns * rows, dim];
+        let mut to_prompt = query.reshape(flat).matmul(prompt_key.swap_dims(2, 3)).cast(DType::F32);
+        if let Some(mask) = &padded.prompt_mask {
+            to_prompt = to_prompt + mask.clone().reshape([prompts, 1, 1, prompt_tokens]);
+        }
+        let to_prompt = to_prompt.reshape([prompts, heads, columns, rows, prompt_tokens]);
+        let probabilities = softmax(Tensor::cat(vec![to_prompt, scores], 4), 4).cast(value.dtype());
+        let from_prompt = probabilities
+            .clone()
+            .narrow(4, 0, prompt_tokens)
+            .reshape([prompts, heads, columns * rows, prompt_tokens])
+            .matmul(prompt_value)
+            .reshape([prompts, heads, columns, rows, dim]);
+        from_prompt + probabilities.narrow(4, prompt_tokens, tokens).matmul(value)
+    } else {
+        softmax(scores, 4).cast(value.dtype()).matmul(value)
+    };
+    let mixed = mixed.reshape([prompts, heads, columns, sharing, queries, dim]).permute([0, 2, 4, 1, 3, 5]).reshape([
+        prompts * columns * queries,
+        query_heads,
+        dim,
+    ]);
+    padded.back.of(mixed)
 }
 
-pub(crate) fn score(hidden: &Tensor<2>, weight: &Tensor<2>, scoring: &Scoring) -> Tensor<2> {
+pub(super) fn score(hidden: &Tensor<2>, weight: &Tensor<2>, scoring: &Scoring) -> Tensor<2> {
     let device = hidden.device();
     let bias = Tensor::<1>::from_data(TensorData::new(scoring.bias.clone(), [scoring.bias.len()]), &device);
     let part = |(start, count): (usize, usize)| {
