@@ -52,6 +52,7 @@ pub(crate) fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D
 }
 
 /// Layer normalisation along the last axis (arXiv 1607.06450). `epsilon` is that of the norm, which does not tell it.
+#[cfg_attr(not(feature = "flex"), expect(unused_variables, reason = "the CPU alone asks"))]
 pub(crate) fn layer_norm<const D: usize>(norm: &LayerNorm, epsilon: f64, x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if let Some(beta) = norm.beta.as_ref().filter(|_| runs_on(&x.device(), x.dtype())) {
@@ -145,6 +146,7 @@ struct Seen {
 impl Attended {
     /// For queries like these, of `heads` query heads for every key head. `causal`: the queries of a span are the last
     /// of the tokens that its own keys belong to, and see of these themselves and those before.
+    #[cfg_attr(not(feature = "flex"), expect(unused_variables, reason = "the CPU alone asks"))]
     pub(crate) fn new<const D: usize>(
         like: &Tensor<D>,
         spans: &[Span],
