@@ -206,7 +206,7 @@ fn trainer(arguments: &Arguments) -> anyhow::Result<Trainer<VlmPolicy>> {
     let sampling = Sampling { temperature: 1.0, max_tokens: arguments.new, seed: 0, first_stream: 0 };
     let options = Options {
         // As many batches as threads.
-        prompts_per_sampling_batch: arguments.prompts.div_ceil(arguments.threads),
+        prompts_per_sampling_batch: arguments.prompts.div_ceil(arguments.threads.max(1)),
         micro_batch: MicroBatch::Groups(arguments.micro_batch),
         threads: arguments.threads,
         ..Options::new(arguments.group, sampling)

@@ -12,7 +12,7 @@ use std::ops::Range;
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{gelu, softmax};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::config::{Tower, VisionConfig};
 use crate::fused::{Attended, Span, attend, gelu_approximate, layer_norm, linear, project, rms_norm, swiglu};
@@ -222,24 +222,23 @@ impl VisionTower {
     /// The learned positions, a square table, read off bilinearly at the image's grid (corners aligned):
     /// `[patches, hidden_size]`.
     fn positions(table: &Embedding, patches: &[((usize, usize), Grid)], device: &Device) -> Tensor<2> {
-        let [entries, hidden_size] = table.weight.dims();
-        let side = entries.isqrt();
-        let (mut indices, mut weights) = (Vec::new(), Vec::new());
+        let [count, hidden_size] = table.weight.dims();
+        let side = count.isqrt();
+        let (mut entries, mut weights) = (Vec::new(), Vec::new());
         for corner in 0..4 {
             for &((row, column), grid) in patches {
                 let (y, fy) = table_coordinate(row, grid.h, side);
                 let (x, fx) = table_coordinate(column, grid.w, side);
                 let (below, right) = (corner / 2 == 1, corner % 2 == 1);
-                let index = if below { (y + 1).min(side - 1) } else { y } * side
+                let entry = if below { (y + 1).min(side - 1) } else { y } * side
                     + if right { (x + 1).min(side - 1) } else { x };
-                indices.push(index as i64);
+                entries.push(entry);
                 weights.push(if below { fy } else { 1.0 - fy } * if right { fx } else { 1.0 - fx });
             }
         }
-        let patches = indices.len() / 4;
-        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [4 * patches]), device);
+        let patches = patches.len();
         let weights = Tensor::<3>::from_data(TensorData::new(weights, [4, patches, 1]), device);
-        let corners = table.weight.val().select(0, indices).reshape([4, patches, hidden_size]);
+        let corners = table.weight.val().select(0, indices(&entries, device)).reshape([4, patches, hidden_size]);
         let dtype = corners.dtype();
         (corners * weights.cast(dtype)).sum_dim(0).squeeze_dim(0)
     }

@@ -315,14 +315,9 @@ impl Backward<Flex, 2> for RmsNorm {
     type State = (Float, Float, f32);
 
     fn backward(self, operation: Ops<Self::State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let (x, gamma, epsilon) = operation.state.clone();
-        let (x, gamma) = (x.to_contiguous(), gamma.to_contiguous());
-        let mut gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
-        let work = |x: &[f32], gamma: &[f32], gradient: &mut [f32], to_gamma: &mut [f32]| {
+        norm_backward(operation, gradients, |x, gamma, epsilon, gradient, to_gamma| {
             kernel::rms_norm_backward(x, gamma, epsilon, gradient, to_gamma);
-        };
-        let to_gamma = norm_backward::<1>(&x, &gamma, &mut gradient, work);
-        register(gradients, operation, [Some(gradient), Some(tensor(to_gamma, &gamma))]);
+        });
     }
 }
 
@@ -333,43 +328,42 @@ impl Backward<Flex, 3> for LayerNorm {
     type State = (Float, Float, f32);
 
     fn backward(self, operation: Ops<Self::State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let (x, gamma, epsilon) = operation.state.clone();
-        let (x, gamma) = (x.to_contiguous(), gamma.to_contiguous());
-        let mut gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
-        let work = |x: &[f32], gamma: &[f32], gradient: &mut [f32], sums: &mut [f32]| {
+        norm_backward(operation, gradients, |x, gamma, epsilon, gradient, sums| {
             let (to_gamma, to_beta) = sums.split_at_mut(gamma.len());
             kernel::layer_norm_backward(x, gamma, epsilon, gradient, [to_gamma, to_beta]);
-        };
-        let mut to_gamma = norm_backward::<2>(&x, &gamma, &mut gradient, work);
-        let to_beta = to_gamma.split_off(values(&gamma).len());
-        let found = [Some(gradient), Some(tensor(to_gamma, &gamma)), Some(tensor(to_beta, &gamma))];
-        register(gradients, operation, found);
+        });
     }
 }
 
-/// Goes backward through a norm, row by row: `work` gets rows, gamma, the gradient of the result, which that of the rows
-/// takes the place of, and where to add up the gradients of the norm's parameters, `N` of the length of a row.
+/// Goes backward through a norm of rows, gamma and further parameters like it: `work` gets rows, gamma, epsilon, the
+/// gradient of the result, which that of the rows takes the place of, and where to add up those of the parameters, one
+/// after another.
 fn norm_backward<const N: usize>(
-    x: &Float,
-    gamma: &Float,
-    gradient: &mut Float,
-    work: impl Fn(&[f32], &[f32], &mut [f32], &mut [f32]) + Sync,
-) -> Vec<f32> {
-    let (x, gamma) = (values(x), values(gamma));
-    let width = gamma.len();
+    operation: Ops<(Float, Float, f32), N>,
+    gradients: &mut Gradients,
+    work: impl Fn(&[f32], &[f32], f32, &mut [f32], &mut [f32]) + Sync,
+) {
+    let (x, gamma, epsilon) = operation.state.clone();
+    let (x, gamma) = (x.to_contiguous(), gamma.to_contiguous());
+    let mut gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
+    let (x, gamma_values) = (values(&x), values(&gamma));
+    let width = gamma_values.len();
+    let parameters = (N - 1) * width;
     let rows = kernel::rows_per_task(width);
     // Every task sums for itself, and the sums are added in their order.
     let work = |(task, gradient): (usize, &mut [f32])| {
-        let mut sums = vec![0.0; N * width];
-        work(&x[task * rows * width..][..gradient.len()], gamma, gradient, &mut sums);
+        let mut sums = vec![0.0; parameters];
+        work(&x[task * rows * width..][..gradient.len()], gamma_values, epsilon, gradient, &mut sums);
         sums
     };
-    let parts: Vec<Vec<f32>> = values_mut(gradient).par_chunks_mut(rows * width).enumerate().map(work).collect();
-    let mut sums = vec![0.0; N * width];
+    let parts: Vec<Vec<f32>> = values_mut(&mut gradient).par_chunks_mut(rows * width).enumerate().map(work).collect();
+    let mut sums = vec![0.0; parameters];
     for part in parts {
         sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
     }
-    sums
+    let to_parameters = sums.chunks_exact(width).map(|sums| tensor(sums.to_vec(), &gamma));
+    let mut found = std::iter::once(gradient).chain(to_parameters);
+    register(gradients, operation, [(); N].map(|()| found.next()));
 }
 
 #[derive(Debug)]
@@ -402,6 +396,7 @@ impl Backward<Flex, 1> for Rotate {
     }
 }
 
+/// Turns the heads of tokens, `[tokens, heads, dim]`, by their angles, or `back`.
 fn rotate_heads(x: &Float, cos: &Float, sin: &Float, back: bool) -> Float {
     let (x, cos, sin) = (x.to_contiguous(), cos.to_contiguous(), sin.to_contiguous());
     let [_, heads, dim] = x.shape().dims();
@@ -423,9 +418,8 @@ impl Backward<Flex, 2> for Linear {
 
     fn backward(self, operation: Ops<Self::State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
-        let wanted = [operation.parents[0].is_some(), operation.parents[1].is_some()];
-        let [to_x, to_weight] = linear_backward(operation.state.clone(), &gradient, wanted);
-        register(gradients, operation, [to_x, to_weight]);
+        let found = linear_backward(&operation, &gradient);
+        register(gradients, operation, found);
     }
 }
 
@@ -437,8 +431,7 @@ impl Backward<Flex, 3> for Affine {
 
     fn backward(self, operation: Ops<Self::State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = gradients.consume::<Flex>(&operation.node).to_contiguous();
-        let wanted = [operation.parents[0].is_some(), operation.parents[1].is_some()];
-        let [to_x, to_weight] = linear_backward(operation.state.clone(), &gradient, wanted);
+        let [to_x, to_weight] = linear_backward(&operation, &gradient);
         let [_, columns] = gradient.shape().dims();
         let mut to_bias = vec![0.0; columns];
         kernel::add_rows(values(&gradient), &mut to_bias);
@@ -447,13 +440,16 @@ impl Backward<Flex, 3> for Affine {
     }
 }
 
-fn linear_backward([x, weight]: [Float; 2], gradient: &Float, wanted: [bool; 2]) -> [Option<Float>; 2] {
+/// Gradients of a linear layer's input and weight, its first two parents, where they want them.
+fn linear_backward<const N: usize>(operation: &Ops<[Float; 2], N>, gradient: &Float) -> [Option<Float>; 2] {
+    let [x, weight] = operation.state.clone();
     let (x, weight) = (x.to_contiguous(), strided(weight));
     let [rows, inputs] = x.shape().dims();
     let [_, outputs] = gradient.shape().dims();
     let gradient = Matrix::new(values(gradient), rows, outputs);
-    let to_x = wanted[0].then(|| tensor(multiplied(gradient, matrix(&weight).transposed(), Spread::Yes), &x));
-    let to_weight = wanted[1].then(|| {
+    let wanted = |parent: usize| operation.parents[parent].is_some();
+    let to_x = wanted(0).then(|| tensor(multiplied(gradient, matrix(&weight).transposed(), Spread::Yes), &x));
+    let to_weight = wanted(1).then(|| {
         let mut to_weight = ToMatrix::new(&weight);
         to_weight.add(Matrix::new(values(&x), rows, inputs).transposed(), gradient);
         to_weight.finish()

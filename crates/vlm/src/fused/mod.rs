@@ -1,9 +1,10 @@
-//! Operations that the CPU computes in one go: normalisation, the gated activation, rotation, attention, and the score
-//! of a token.
+//! Operations that the CPU computes in one go: linear layers, norms, activations, rotation, attention, and the score of a
+//! token.
 //!
-//! Each is written twice: [`plain`], in operations of the tensor library, for every device and float type; and, on the
-//! CPU in float32, as loops of our own with gradients worked out by hand. The profile behind them is in
-//! `docs/performance.md`: put together from small operations, these took more time than all matrix products.
+//! Each is there twice: in operations of the tensor library, for every device and float type, in [`plain`] where the
+//! library has no such operation; and, on the CPU in float32, as loops of our own with gradients worked out by hand. The
+//! profile behind them is in `docs/performance.md`: put together from small operations, these took more time than all
+//! matrix products.
 
 #[cfg(feature = "flex")]
 mod attention;
