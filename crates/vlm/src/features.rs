@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use crate::vision::{VisionFeatures, VisionTower, concatenate};
 use crate::{Error, ProcessedImage, Prompt, QwenVl};
@@ -37,7 +37,6 @@ impl QwenVl {
         &self,
         prompts: &[&Prompt],
         attention: bool,
-        device: &Device,
     ) -> Result<Option<VisionFeatures>, Error> {
         let images: Vec<&ProcessedImage> = prompts.iter().flat_map(|prompt| prompt.images()).collect();
         if images.is_empty() {
@@ -55,17 +54,12 @@ impl QwenVl {
             prompt.features.of(frozen, attention, || tower.forward(&images, attention))
         };
         let features = concatenate(prompts.iter().filter(|prompt| !prompt.images().is_empty()).map(encode).collect());
-        let here = |level: Tensor<2>| {
-            let level = level.to_device(&device.clone().without_autodiff());
-            match device.gradient_checkpointing_strategy() {
-                Some(strategy) => level.autodiff().with_gradient_checkpointing_strategy(strategy),
-                None => level,
-            }
-        };
+        // Prompts may have been through a copy of the model on another device.
+        let device = self.text().embed_tokens.weight.val().device().without_autodiff();
         Ok(Some(VisionFeatures {
-            tokens: here(features.tokens),
-            deepstack: features.deepstack.into_iter().map(here).collect(),
-            attention: features.attention.map(|attention| attention.to_device(&device.clone().without_autodiff())),
+            tokens: features.tokens.to_device(&device),
+            deepstack: features.deepstack.into_iter().map(|level| level.to_device(&device)).collect(),
+            attention: features.attention.map(|attention| attention.to_device(&device)),
         }))
     }
 }

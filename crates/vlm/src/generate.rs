@@ -9,7 +9,7 @@ use crate::model::{EncodedPrompts, QwenVl, TokenMask, last_hidden};
 use crate::probe::{Probe, Probed, Tap, indices};
 use crate::processor::Prompt;
 use crate::sampling::{Sampler, Sampling};
-use crate::text::{CompletionCache, NewTokens, TextModel};
+use crate::text::{CompletionCache, NewToken, TextModel};
 
 /// How completions are drawn.
 #[derive(Debug, Clone)]
@@ -139,8 +139,8 @@ impl QwenVl {
             }
             logits = host(self.logits(drawing.run_last_tokens(tap.as_mut())));
         }
-        let attention = attention.zip(tap).map(|(attention, tap)| {
-            let visual_keys = attention.visual_keys(prompts, &encoded.states);
+        let attention = attention.zip(tap).zip(encoded.states.last_key.clone()).map(|((attention, tap), keys)| {
+            let visual_keys = attention.visual_keys(prompts, &encoded.states.rows, keys);
             attention.found(visual_keys, self.text().heads(), drawing.states_of(tap))
         });
         let groups = drawing.drawn.chunks_exact(completions).map(<[Generated]>::to_vec).collect();
@@ -171,7 +171,7 @@ impl Drawing<'_> {
     /// bits of the others shall not depend on that.
     fn run_last_tokens(&mut self, tap: Option<&mut Tap>) -> Tensor<2> {
         let (embeddings, tokens) = self.last_tokens();
-        let (hidden, _) = self.text.complete(&self.encoded.states, embeddings, &tokens, Some(&mut self.cache), tap);
+        let hidden = self.text.decode(&self.encoded.states, embeddings, &tokens, &mut self.cache, tap);
         let goes_on = |&place: &usize| !self.drawn[self.open[place]].finished;
         let kept: Vec<usize> = (0..self.open.len()).filter(goes_on).collect();
         if kept.len() == self.open.len() {
@@ -193,16 +193,16 @@ impl Drawing<'_> {
     }
 
     /// Embeddings of the token that each open completion drew last.
-    fn last_tokens(&mut self) -> (Tensor<2>, Vec<NewTokens>) {
+    fn last_tokens(&mut self) -> (Tensor<2>, Vec<NewToken>) {
         let mut tokens = Vec::with_capacity(self.open.len());
         for &number in &self.open {
             self.places[number].push(self.run);
             self.run += 1;
             let prompt = number / self.completions;
-            tokens.push(NewTokens { prompt, position: self.encoded.next_positions[prompt], count: 1 });
+            tokens.push(NewToken { prompt, position: self.encoded.next_positions[prompt] });
         }
         let ids = self.open.iter().filter_map(|&number| self.drawn[number].tokens.last().copied());
-        (self.text.embed(ids, &self.encoded.states.hidden.device()), tokens)
+        (self.text.embed(ids), tokens)
     }
 }
 

@@ -2,11 +2,13 @@
 //! tokens receive in the vision tower. All of it comes out of passes that happen anyway, and lies outside the autodiff
 //! graph.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::Error;
 use crate::processor::Prompt;
-use crate::text::{Heads, KeyValue, Projected, PromptStates};
+use crate::text::{Heads, Projected};
 
 /// What [`QwenVl::score`](crate::QwenVl::score) and [`QwenVl::generate_probed`](crate::QwenVl::generate_probed) hand
 /// out beside their result.
@@ -92,10 +94,6 @@ impl Probe {
         }
         Ok(())
     }
-
-    pub(crate) fn before_rope(&self) -> bool {
-        self.attention.as_ref().is_some_and(|attention| attention.point == AttentionPoint::BeforeRope)
-    }
 }
 
 impl AttentionProbe {
@@ -109,16 +107,12 @@ impl AttentionProbe {
         self.query_heads(heads).into_iter().map(|head| head / heads.sharing()).collect()
     }
 
-    /// For every prompt the keys of its visual tokens that are asked for.
-    pub(crate) fn visual_keys(&self, prompts: &[&Prompt], states: &PromptStates) -> Vec<Tensor<3>> {
-        let keys = match self.point {
-            AttentionPoint::BeforeRope => states.last_key_before_rope.clone(),
-            AttentionPoint::AfterRope => states.layers.last().map(|layer| layer.key.clone()),
-        };
-        let Some(keys) = keys.map(without_graph) else { return Vec::new() };
+    /// For every prompt the keys of its visual tokens that are asked for, given the last layer's keys and the rows of each
+    /// prompt.
+    pub(crate) fn visual_keys(&self, prompts: &[&Prompt], rows: &[Range<usize>], keys: Tensor<3>) -> Vec<Tensor<3>> {
+        let keys = without_graph(keys);
         let of_prompt = |(index, prompt): (usize, &&Prompt)| {
-            let start = states.rows[index].start;
-            let visual: Vec<usize> = visual_positions(prompt).map(|position| start + position).collect();
+            let visual: Vec<usize> = visual_positions(prompt).map(|position| rows[index].start + position).collect();
             let rows = match &self.visual_tokens {
                 Some(chosen) => chosen[index].iter().map(|&token| visual[token]).collect(),
                 None => visual,
@@ -155,16 +149,13 @@ impl Tap {
         Self { point: probe.point, response: probe.response, heads, taken: Vec::new() }
     }
 
-    pub(crate) fn take(&mut self, projected: &Projected) {
-        let Projected { query_before_rope, query_after_rope, key_before_rope, key_value: KeyValue { key, .. } } =
-            projected;
-        let states = match (self.response, self.point) {
-            (ResponseStates::Queries, AttentionPoint::BeforeRope) => query_before_rope,
-            (ResponseStates::Queries, AttentionPoint::AfterRope) => query_after_rope,
-            (ResponseStates::Keys, AttentionPoint::BeforeRope) => key_before_rope,
-            (ResponseStates::Keys, AttentionPoint::AfterRope) => key,
+    /// Takes the states of these rows.
+    pub(crate) fn take(&mut self, projected: &Projected, rows: Range<usize>) {
+        let states = match self.response {
+            ResponseStates::Queries => projected.query(self.point),
+            ResponseStates::Keys => projected.key(self.point),
         };
-        let states = without_graph(states.clone());
+        let states = without_graph(states.clone()).narrow(0, rows.start, rows.len());
         self.taken.push(match &self.heads {
             Some(heads) => states.select(1, heads.clone()),
             None => states,

@@ -1,9 +1,9 @@
 //! The decoder: grouped-query attention with multimodal rotary positions, SwiGLU, RMSNorm.
 //!
-//! A prompt runs through it once ([`TextModel::prompt`]), however many completions it has: completions
-//! ([`TextModel::complete`]) attend to the prompt's keys and values, which are stored once a prompt, and to their own.
-//! Scoring and decoding are the same code; gradients flow through both passes. This is the attention of one long
-//! sequence per completion, computed without repeating the prompt.
+//! A prompt runs through it once, however many completions it has: these attend to the prompt's keys and values and to
+//! their own. It is the attention of one long sequence per completion, computed without repeating the prompt. Scoring
+//! runs prompts and completions side by side ([`TextModel::layer`]); drawing runs the prompts ([`TextModel::prompt`]), and
+//! then a token of each completion at a time ([`TextModel::decode`]).
 //!
 //! Tokens lie one after another, prompt by prompt and completion by completion, each as long as it is: nothing is padded.
 //!
@@ -13,12 +13,14 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use crate::config::TextConfig;
 use crate::fused::{Attended, Span, attend, linear, rms_norm, swiglu};
-use crate::probe::{Tap, indices};
+use crate::probe::{AttentionPoint, Tap, indices};
 use crate::rope::{MultimodalRope, Position, Rotary};
+use crate::sequence::Sequence;
+use crate::vision::VisionFeatures;
 
 /// The decoder without its output head.
 #[derive(Module, Debug)]
@@ -86,22 +88,19 @@ pub(crate) struct PromptStates {
     /// Final hidden states, normalised: `[tokens, hidden_size]`.
     pub(crate) hidden: Tensor<2>,
     pub(crate) layers: Vec<KeyValue>,
-    /// Keys of the last layer before the rotary embedding; kept on request.
-    pub(crate) last_key_before_rope: Option<Tensor<3>>,
+    /// Keys of the last layer, where a probe wants them.
+    pub(crate) last_key: Option<Tensor<3>>,
     /// Where the tokens of each prompt lie.
     pub(crate) rows: Vec<Range<usize>>,
-    /// Rows of padding that were computed beside them.
-    pub(crate) padding: usize,
 }
 
-/// Tokens of a completion that run through the decoder together.
+/// The token of a completion that runs through the decoder next.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct NewTokens {
+pub(crate) struct NewToken {
     /// Number of its prompt. Completions of a prompt follow each other.
     pub(crate) prompt: usize,
     /// Position of the completion's first token.
     pub(crate) position: u32,
-    pub(crate) count: usize,
 }
 
 /// Keys and values that completions have produced so far, in preallocated tensors: decoding appends to them. All
@@ -111,6 +110,22 @@ pub(crate) struct CompletionCache {
     layers: Vec<[Tensor<4>; 2]>,
     capacity: usize,
     length: usize,
+}
+
+/// What the layers go by when a sequence runs through them.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    rotary: Rotary,
+    attended: Attended,
+    /// Rows of visual tokens.
+    visual: Tensor<1, Int>,
+}
+
+impl Pass {
+    /// Rows of padding that are computed beside those of the sequence.
+    pub(crate) fn padding(&self) -> usize {
+        self.attended.padding()
+    }
 }
 
 impl TextModel {
@@ -124,123 +139,146 @@ impl TextModel {
     }
 
     /// Embeddings of tokens: `[tokens, hidden_size]`.
-    pub(crate) fn embed(&self, ids: impl IntoIterator<Item = u32>, device: &Device) -> Tensor<2> {
+    pub(crate) fn embed(&self, ids: impl IntoIterator<Item = u32>) -> Tensor<2> {
         let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
         let count = ids.len();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, count]), device);
+        let ids =
+            Tensor::<2, Int>::from_data(TensorData::new(ids, [1, count]), &self.embed_tokens.weight.val().device());
         self.embed_tokens.forward(ids).squeeze_dim(0)
     }
 
-    /// Runs prompts.
-    ///
-    /// `embeddings` is `[tokens, hidden_size]`, those of all prompts one after another, and `positions` has as many;
-    /// `deepstack[i]` is added after layer `i`.
-    pub(crate) fn prompt(
-        &self,
-        embeddings: Tensor<2>,
-        lengths: &[usize],
-        positions: &[Position],
-        deepstack: Vec<Tensor<2>>,
-        keep_key_before_rope: bool,
-    ) -> PromptStates {
-        let rotary = self.rope.tables(positions, &embeddings.device());
-        let rows = ranges(lengths.iter().copied());
-        let span = |rows: &Range<usize>| Span { queries: rows.clone(), own: rows.clone(), prompt: 0..0 };
-        let spans: Vec<Span> = rows.iter().map(span).collect();
-        let attended = Attended::new(&embeddings, &spans, true, self.heads().sharing(), self.heads().dim);
-        let mut deepstack = deepstack.into_iter();
-        let mut layers = Vec::with_capacity(self.layers.len());
-        let mut last_key_before_rope = None;
-        let mut x = embeddings;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let Projected { query_after_rope, key_value, key_before_rope, .. } = layer.project(x.clone(), &rotary);
-            let own = [key_value.key.clone(), key_value.value.clone()];
-            let mixed = attend(query_after_rope, None, own, &attended);
-            x = layer.finish(x, mixed);
-            if let Some(features) = deepstack.next() {
-                x = x + features;
-            }
-            if keep_key_before_rope && index + 1 == self.layers.len() {
-                last_key_before_rope = Some(key_before_rope);
-            }
-            layers.push(key_value);
+    /// Embeddings of a sequence, with what the vision tower made of the images where these stand.
+    pub(crate) fn embed_sequence(&self, sequence: &Sequence, pass: &Pass, visual: Option<Tensor<2>>) -> Tensor<2> {
+        let embeddings = self.embed(sequence.ids.iter().copied());
+        match visual {
+            Some(visual) => embeddings.select_assign(0, pass.visual.clone(), visual, IndexingUpdateOp::Assign),
+            None => embeddings,
         }
-        let hidden = rms_norm(&self.norm, x);
-        PromptStates { hidden, layers, last_key_before_rope, rows, padding: attended.padding() }
     }
 
-    /// Runs completion tokens behind their prompts and returns the final hidden states, normalised, same shape, and how
-    /// many rows of padding there were beside them.
+    pub(crate) fn pass(&self, sequence: &Sequence) -> Pass {
+        let weight = self.embed_tokens.weight.val();
+        let device = weight.device().without_autodiff();
+        Pass {
+            rotary: self.rope.tables(&sequence.positions, &device),
+            attended: Attended::new(&weight, &sequence.spans, true, self.heads().sharing(), self.heads().dim),
+            visual: indices(&sequence.visual, &device),
+        }
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Runs a layer over a sequence, `[tokens, hidden_size]`, and adds `deepstack`, `[visual tokens, hidden_size]`, to its
+    /// visual tokens. `observe` sees what attention makes of the stream.
+    pub(crate) fn layer(
+        &self,
+        index: usize,
+        x: Tensor<2>,
+        pass: &Pass,
+        deepstack: Option<Tensor<2>>,
+        observe: impl FnOnce(&Projected),
+    ) -> Tensor<2> {
+        let layer = &self.layers[index];
+        let projected = layer.project(x.clone(), &pass.rotary);
+        observe(&projected);
+        let Projected { query_after_rope, key_value: KeyValue { key, value }, .. } = projected;
+        let x = layer.finish(x, attend(query_after_rope, None, [key, value], &pass.attended));
+        match deepstack {
+            Some(features) => x.select_assign(0, pass.visual.clone(), features, IndexingUpdateOp::Add),
+            None => x,
+        }
+    }
+
+    /// The norm behind the last layer.
+    pub(crate) fn normalise(&self, x: Tensor<2>) -> Tensor<2> {
+        rms_norm(&self.norm, x)
+    }
+
+    /// Runs prompts. Keeps the last layer's keys at `point`.
+    pub(crate) fn prompt(
+        &self,
+        sequence: Sequence,
+        features: Option<VisionFeatures>,
+        point: Option<AttentionPoint>,
+    ) -> PromptStates {
+        let pass = self.pass(&sequence);
+        let (visual, deepstack) = features.map_or((None, Vec::new()), |found| (Some(found.tokens), found.deepstack));
+        let mut deepstack = deepstack.into_iter();
+        let mut x = self.embed_sequence(&sequence, &pass, visual);
+        let mut layers = Vec::with_capacity(self.depth());
+        let mut last_key = None;
+        for index in 0..self.depth() {
+            x = self.layer(index, x, &pass, deepstack.next(), |projected| {
+                layers.push(projected.key_value.clone());
+                last_key = point.map(|point| projected.key(point).clone());
+            });
+        }
+        PromptStates { hidden: self.normalise(x), layers, last_key, rows: sequence.prompts }
+    }
+
+    /// Runs the next token of each completion behind its prompt and the cache, which they are appended to, and returns the
+    /// final hidden states, normalised. `tap` takes its states.
     ///
-    /// `embeddings` is `[tokens, hidden_size]`, those of all completions one after another. With a cache, the tokens
-    /// continue those in it and are appended; without, they are the whole completions. `tap` takes its states.
-    pub(crate) fn complete(
+    /// `embeddings` is `[completions, hidden_size]`.
+    pub(crate) fn decode(
         &self,
         prompt: &PromptStates,
         embeddings: Tensor<2>,
-        completions: &[NewTokens],
-        mut cache: Option<&mut CompletionCache>,
+        tokens: &[NewToken],
+        cache: &mut CompletionCache,
         mut tap: Option<&mut Tap>,
-    ) -> (Tensor<2>, usize) {
-        let pass = self.completing(prompt, &embeddings, completions, cache.as_deref());
+    ) -> Tensor<2> {
+        let step = self.step(prompt, &embeddings, tokens, cache);
         let mut x = embeddings;
         for (index, layer) in self.layers.iter().enumerate() {
-            let projected = layer.project(x.clone(), &pass.rotary);
+            let projected = layer.project(x.clone(), &step.rotary);
             if let Some(tap) = tap.as_deref_mut().filter(|_| index + 1 == self.layers.len()) {
-                tap.take(&projected);
+                tap.take(&projected, 0..tokens.len());
             }
-            x = pass.finish(index, layer, x, projected, cache.as_deref_mut());
+            x = step.finish(index, layer, x, projected, cache);
         }
-        if let Some(cache) = cache {
-            cache.length += pass.new_tokens;
-        }
-        (rms_norm(&self.norm, x), pass.attended.padding())
+        cache.length += 1;
+        self.normalise(x)
     }
 
-    /// Only what `tap` takes of the completions that [`Self::complete`] would run.
+    /// Only what `tap` takes of the tokens that [`Self::decode`] would run.
     pub(crate) fn only_tap(
         &self,
         prompt: &PromptStates,
         embeddings: Tensor<2>,
-        completions: &[NewTokens],
+        tokens: &[NewToken],
         cache: &mut CompletionCache,
         tap: &mut Tap,
     ) {
-        let pass = self.completing(prompt, &embeddings, completions, Some(cache));
+        let step = self.step(prompt, &embeddings, tokens, cache);
         let mut x = embeddings;
         let Some((last, layers)) = self.layers.split_last() else { return };
         for (index, layer) in layers.iter().enumerate() {
-            let projected = layer.project(x.clone(), &pass.rotary);
-            x = pass.finish(index, layer, x, projected, Some(cache));
+            let projected = layer.project(x.clone(), &step.rotary);
+            x = step.finish(index, layer, x, projected, cache);
         }
-        tap.take(&last.project(x, &pass.rotary));
+        tap.take(&last.project(x, &step.rotary), 0..tokens.len());
     }
 
-    fn completing<'a>(
+    fn step<'a>(
         &self,
         prompt: &'a PromptStates,
         embeddings: &Tensor<2>,
-        completions: &[NewTokens],
-        cache: Option<&CompletionCache>,
-    ) -> Completing<'a> {
-        let start = cache.map_or(0, |cache| cache.length);
-        let of_completion = |new: &NewTokens| {
-            let first = new.position + start as u32;
-            (first..first + new.count as u32).map(|position| [position; 3])
-        };
-        let positions: Vec<Position> = completions.iter().flat_map(of_completion).collect();
+        tokens: &[NewToken],
+        cache: &CompletionCache,
+    ) -> Step<'a> {
+        let positions: Vec<Position> = tokens.iter().map(|new| [new.position + cache.length as u32; 3]).collect();
         let rotary = self.rope.tables(&positions, &embeddings.device());
-        let queries = ranges(completions.iter().map(|new| new.count));
-        let span = |(index, (new, queries)): (usize, (&NewTokens, Range<usize>))| {
-            let own = match cache {
-                Some(cache) => index * cache.capacity..index * cache.capacity + start + new.count,
-                None => queries.clone(),
-            };
-            Span { queries, own, prompt: prompt.rows[new.prompt].clone() }
+        let span = |(row, new): (usize, &NewToken)| Span {
+            queries: row..row + 1,
+            own: row * cache.capacity..row * cache.capacity + cache.length + 1,
+            prompt: prompt.rows[new.prompt].clone(),
         };
-        let spans: Vec<Span> = completions.iter().zip(queries).enumerate().map(span).collect();
+        let spans: Vec<Span> = tokens.iter().enumerate().map(span).collect();
         let attended = Attended::new(embeddings, &spans, true, self.heads().sharing(), self.heads().dim);
-        Completing { prompt, start, new_tokens: completions.first().map_or(0, |new| new.count), rotary, attended }
+        Step { prompt, rotary, attended }
     }
 
     /// How many heads its layers have.
@@ -259,18 +297,14 @@ pub(crate) fn ranges(lengths: impl IntoIterator<Item = usize>) -> Vec<Range<usiz
     lengths.into_iter().map(range).collect()
 }
 
-/// Completions on their way through the layers.
-struct Completing<'a> {
+/// Tokens of completions on their way through the layers.
+struct Step<'a> {
     prompt: &'a PromptStates,
-    /// Tokens in the cache before these.
-    start: usize,
-    /// Of every completion, with a cache.
-    new_tokens: usize,
     rotary: Rotary,
     attended: Attended,
 }
 
-impl Completing<'_> {
+impl Step<'_> {
     /// What follows the projections of a layer.
     fn finish(
         &self,
@@ -278,12 +312,9 @@ impl Completing<'_> {
         layer: &DecoderLayer,
         x: Tensor<2>,
         projected: Projected,
-        cache: Option<&mut CompletionCache>,
+        cache: &mut CompletionCache,
     ) -> Tensor<2> {
-        let own = match cache {
-            Some(cache) => cache.append(index, projected.key_value, self.start, self.new_tokens),
-            None => [projected.key_value.key, projected.key_value.value],
-        };
+        let own = cache.append(index, projected.key_value);
         let KeyValue { key, value } = self.prompt.layers[index].clone();
         layer.finish(x, attend(projected.query_after_rope, Some([key, value]), own, &self.attended))
     }
@@ -309,14 +340,13 @@ impl CompletionCache {
         }
     }
 
-    /// Writes one layer's new keys and values at `start`, and returns all, room included:
+    /// Writes one layer's new keys and values behind those that are there, and returns all, room included:
     /// `[completions x capacity, key heads, head_dim]`.
-    fn append(&mut self, layer: usize, new: KeyValue, start: usize, tokens: usize) -> [Tensor<3>; 2] {
+    fn append(&mut self, layer: usize, new: KeyValue) -> [Tensor<3>; 2] {
         let [rows, heads, dim] = new.key.dims();
-        let range = [0..rows / tokens, start..start + tokens, 0..heads, 0..dim];
+        let range = [0..rows, self.length..self.length + 1, 0..heads, 0..dim];
         for (slot, new) in self.layers[layer].iter_mut().zip([new.key, new.value]) {
-            let new = new.reshape([rows / tokens, tokens, heads, dim]);
-            slot.inplace(|slot| slot.slice_assign(range.clone(), new));
+            slot.inplace(|slot| slot.slice_assign(range.clone(), new.unsqueeze_dim::<4>(1)));
         }
         self.layers[layer].clone().map(|slot| slot.flatten(0, 1))
     }
@@ -330,6 +360,24 @@ pub(crate) struct Projected {
     /// `[tokens, key heads, head_dim]`.
     pub(crate) key_before_rope: Tensor<3>,
     pub(crate) key_value: KeyValue,
+}
+
+impl Projected {
+    /// Keys before or after the rotary embedding.
+    pub(crate) fn key(&self, point: AttentionPoint) -> &Tensor<3> {
+        match point {
+            AttentionPoint::BeforeRope => &self.key_before_rope,
+            AttentionPoint::AfterRope => &self.key_value.key,
+        }
+    }
+
+    /// Queries before or after the rotary embedding.
+    pub(crate) fn query(&self, point: AttentionPoint) -> &Tensor<3> {
+        match point {
+            AttentionPoint::BeforeRope => &self.query_before_rope,
+            AttentionPoint::AfterRope => &self.query_after_rope,
+        }
+    }
 }
 
 impl DecoderLayer {

@@ -41,7 +41,8 @@ impl Piece {
 
 /// Tiles of every prompt: those that add to the gradients of the same keys lie in one list.
 pub(super) fn tiles(spans: &[Span], causal: bool, sharing: usize) -> Vec<Vec<Tile>> {
-    spans.chunk_by(Span::same_prompt).map(|family| tiles_of(family, causal, sharing)).collect()
+    let families = spans.chunk_by(Span::same_prompt).map(|family| tiles_of(family, causal, sharing));
+    families.filter(|family| !family.is_empty()).collect()
 }
 
 fn tiles_of(family: &[Span], causal: bool, sharing: usize) -> Vec<Tile> {
@@ -67,7 +68,7 @@ fn tiles_of(family: &[Span], causal: bool, sharing: usize) -> Vec<Tile> {
 }
 
 /// What attention is given: queries `[queries, query heads, dim]`, keys and values `[tokens, key heads, dim]` of the
-/// prompts and of the queries' own.
+/// prompts and of the queries' own. Without any of prompts, these lie among the others.
 #[derive(Clone, Copy)]
 pub(super) struct Given<'a> {
     pub(super) query: &'a [f32],
@@ -110,6 +111,11 @@ impl<'a> Given<'a> {
         self.query_heads / self.key_heads
     }
 
+    /// Where prompts have their keys (0) or values (1).
+    fn of_prompts(&self, of: usize) -> &'a [f32] {
+        if self.prompt[of].is_empty() { self.own[of] } else { self.prompt[of] }
+    }
+
     /// Rows of keys or values, of one key head.
     fn rows(&self, of: &'a [f32], rows: &Range<usize>, head: usize) -> Matrix<'a> {
         let stride = self.key_heads * self.dim;
@@ -130,7 +136,7 @@ impl<'a> Given<'a> {
     fn products(&self, tile: &Tile, head: usize, of: usize, rows: Matrix<'_>, to: [&mut [f32]; 2]) {
         let (sharing, [to_prompt, to_own]) = (self.sharing(), to);
         if !tile.prompt.is_empty() {
-            let right = self.rows(self.prompt[of], &tile.prompt, head).transposed();
+            let right = self.rows(self.of_prompts(of), &tile.prompt, head).transposed();
             product(to_prompt, [tile.room[0], 1], rows, right, false, Spread::No);
         }
         for piece in &tile.pieces {
@@ -154,7 +160,7 @@ impl<'a> Given<'a> {
         let prompt = !tile.prompt.is_empty();
         if prompt {
             let left = Matrix::strided(to_prompt, rows, tile.prompt.len(), [tile.room[0], 1]);
-            product(out, [self.dim, 1], left, self.rows(self.prompt[of], &tile.prompt, head), false, Spread::No);
+            product(out, [self.dim, 1], left, self.rows(self.of_prompts(of), &tile.prompt, head), false, Spread::No);
         }
         for piece in &tile.pieces {
             let first = piece.queries.start * sharing;
@@ -237,7 +243,8 @@ impl<'a> Given<'a> {
                 self.scatter(&mut to.query, these, tile, head, width);
                 rows = rest;
             }
-            for (to, found) in to.prompt.iter_mut().zip(&found.prompt) {
+            for (of, found) in found.prompt.iter().enumerate() {
+                let to = if to.prompt[of].is_empty() { &mut to.own[of] } else { &mut to.prompt[of] };
                 self.add(to, found, &family[0].prompt, head);
             }
             for (to, found) in to.own.iter_mut().zip(&found.own) {

@@ -116,7 +116,8 @@ pub(crate) struct Span {
     pub(crate) queries: Range<usize>,
     /// Rows of the keys of their own.
     pub(crate) own: Range<usize>,
-    /// Rows of the keys of their prompt; there may be none.
+    /// Rows of the keys of their prompt; there may be none. Prompts lie in tensors of their own, or where they run beside
+    /// their completions, in those of `own`.
     pub(crate) prompt: Range<usize>,
 }
 
@@ -132,7 +133,7 @@ impl Span {
 pub(crate) struct Attended {
     seen: Seen,
     /// Only where it is needed.
-    padded: Option<Arc<plain::Padded>>,
+    padded: Option<Arc<[plain::Padded]>>,
 }
 
 /// What attention itself goes by; the tiles are for the CPU.
@@ -163,13 +164,13 @@ impl Attended {
                 #[cfg(feature = "flex")]
                 tiles: if on_cpu { attention::tiles(spans, causal, heads).into() } else { Arc::default() },
             },
-            padded: (!on_cpu).then(|| Arc::new(plain::Padded::new(spans, causal, &like.device()))),
+            padded: (!on_cpu).then(|| plain::Padded::of(spans, causal, &like.device()).into()),
         }
     }
 
     /// Token positions that its padding adds to those of the queries.
     pub(crate) fn padding(&self) -> usize {
-        self.padded.as_ref().map_or(0, |padded| padded.padding())
+        self.padded.iter().flat_map(|padded| padded.iter()).map(plain::Padded::padding).sum()
     }
 }
 
@@ -183,7 +184,7 @@ pub(crate) fn queries_together(sharing: usize, keys: usize) -> usize {
 ///
 /// # Shapes
 /// - `query`: `[queries, query heads, dim]`
-/// - `prompt`: key and value, `[prompt tokens, key heads, dim]`
+/// - `prompt`: key and value, `[prompt tokens, key heads, dim]`; `None` where prompts lie in `own`
 /// - `own`: key and value, `[tokens, key heads, dim]`
 /// - returns the shape of `query`
 pub(crate) fn attend(
@@ -387,6 +388,43 @@ mod tests {
         spans
     }
 
+    /// Prompts of so many tokens, and behind all of them their completions.
+    fn side_by_side(prompts: &[(usize, &[usize])]) -> Vec<Span> {
+        let mut spans = Vec::new();
+        let mut row = 0;
+        let mut push = |length: usize, prompt: Range<usize>| {
+            let rows = row..row + length;
+            row += length;
+            spans.push(Span { queries: rows.clone(), own: rows.clone(), prompt });
+            rows
+        };
+        let rows: Vec<Range<usize>> = prompts.iter().map(|&(prompt, _)| push(prompt, 0..0)).collect();
+        for (prompt, (_, completions)) in rows.into_iter().zip(prompts) {
+            completions.iter().for_each(|&completion| drop(push(completion, prompt.clone())));
+        }
+        spans
+    }
+
+    #[test]
+    fn attention_to_prompts_that_run_beside_is_the_plain_one() {
+        let (heads, dim) = (2, 5);
+        for (spans, sharing) in [
+            (side_by_side(&[(7, &[6, 3, 6]), (4, &[1]), (1, &[5, 2])]), 2),
+            // Nothing of the first prompt's completions runs.
+            (side_by_side(&[(5, &[0, 0]), (3, &[4])]), 1),
+            (side_by_side(&[(700, &[300, 10]), (40, &[17; 8])]), 4),
+        ] {
+            let queries = spans[spans.len() - 1].queries.end;
+            let query = random([queries, heads * sharing, dim]);
+            let [key, value] = [(); 2].map(|()| random([queries, heads, dim]));
+            let own = || [key.clone(), value.clone()];
+            let seen = Attended::new(&query, &spans, true, sharing, dim);
+            let padded = plain::Padded::of(&spans, true, &query.device());
+            let plain = || plain::attend(query.clone(), None, own(), seen.seen.scale, &padded);
+            compare("attend", [&query, &key, &value], || attend(query.clone(), None, own(), &seen), plain);
+        }
+    }
+
     #[test]
     fn attention_is_the_plain_one() {
         let (heads, dim) = (2, 5);
@@ -410,7 +448,7 @@ mod tests {
             let own = || [key.clone(), value.clone()];
             for causal in [true, false] {
                 let seen = Attended::new(&query, &spans, causal, sharing, dim);
-                let padded = plain::Padded::new(&spans, causal, &query.device());
+                let padded = plain::Padded::of(&spans, causal, &query.device());
                 let fused = || attend(query.clone(), prompt(), own(), &seen);
                 let plain = || plain::attend(query.clone(), prompt(), own(), seen.seen.scale, &padded);
                 if prompt_tokens == 0 {
@@ -425,10 +463,15 @@ mod tests {
     #[test]
     fn padding_is_what_no_query_fills() {
         let device = Device::flex();
-        let padding = |spans: &[Span]| plain::Padded::new(spans, true, &device).padding();
+        let padding = |spans: &[Span]| {
+            let rectangles = plain::Padded::of(spans, true, &device);
+            rectangles.iter().map(plain::Padded::padding).sum::<usize>()
+        };
         assert_eq!(padding(&spans(&[(3, &[5, 5]), (2, &[5, 5])], 0, 0)), 0);
         // Two prompts of three completions of six tokens, of which there are 6 + 3 + 2 + 4.
         assert_eq!(padding(&spans(&[(3, &[6, 3, 2]), (2, &[4])], 0, 0)), 36 - 15);
+        // Prompts beside them are no longer for that.
+        assert_eq!(padding(&side_by_side(&[(3, &[6, 3, 2]), (2, &[4])])), 1 + 36 - 15);
         let seen = Attended::new(&Tensor::<1>::zeros([1], &device), &spans(&[(3, &[6, 3])], 0, 0), true, 1, 4);
         assert_eq!(seen.padding(), 0);
     }

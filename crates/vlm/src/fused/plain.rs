@@ -46,7 +46,13 @@ pub(super) struct Padded {
 }
 
 impl Padded {
-    pub(super) fn new(spans: &[Span], causal: bool, device: &Device) -> Self {
+    /// Prompts and the completions behind them make rectangles of their own.
+    pub(super) fn of(spans: &[Span], causal: bool, device: &Device) -> Vec<Self> {
+        let alike = spans.chunk_by(|span, next| span.prompt.is_empty() == next.prompt.is_empty());
+        alike.map(|spans| Self::new(spans, causal, device)).collect()
+    }
+
+    fn new(spans: &[Span], causal: bool, device: &Device) -> Self {
         let of_prompts: Vec<&[Span]> = spans.chunk_by(Span::same_prompt).collect();
         let columns = of_prompts.iter().map(|spans| spans.len()).max().unwrap_or(0);
         let nothing = Span { queries: 0..0, own: 0..0, prompt: 0..0 };
@@ -125,6 +131,20 @@ impl Rows {
 }
 
 pub(super) fn attend(
+    query: Tensor<3>,
+    prompt: Option<[Tensor<3>; 2]>,
+    own: [Tensor<3>; 2],
+    scale: f32,
+    padded: &[Padded],
+) -> Tensor<3> {
+    let mixed = |padded: &Padded| {
+        let prompt = (padded.prompt.each > 0).then(|| prompt.as_ref().unwrap_or(&own).clone());
+        attend_in(query.clone(), prompt, own.clone(), scale, padded)
+    };
+    Tensor::cat(padded.iter().map(mixed).collect(), 0)
+}
+
+fn attend_in(
     query: Tensor<3>,
     prompt: Option<[Tensor<3>; 2]>,
     own: [Tensor<3>; 2],
