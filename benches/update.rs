@@ -34,6 +34,7 @@ impl Policy for Free {
             log_probs,
             signals: Signals::default(),
             positions: Positions::default(),
+            continuation: None,
         })
     }
 }

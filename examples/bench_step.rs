@@ -58,6 +58,9 @@ struct Arguments {
     /// Groups that go through one forward and backward pass, on every thread.
     #[arg(long, default_value_t = 1)]
     micro_batch: usize,
+    /// Keep only the inputs of layers for the backward pass, and compute the rest again.
+    #[arg(long)]
+    activation_checkpointing: bool,
 }
 
 #[derive(Deserialize)]
@@ -200,6 +203,7 @@ fn main() -> anyhow::Result<()> {
 
 fn trainer(arguments: &Arguments) -> anyhow::Result<Trainer<VlmPolicy>> {
     let model = QwenVl::from_dir(&arguments.model, &Device::flex().autodiff())?.train();
+    let model = model.with_activation_checkpointing(arguments.activation_checkpointing);
     let processor = Arc::new(Processor::from_dir(&arguments.model)?);
     let vocabulary = model.config().text_config.vocab_size as u32;
     let policy = VlmPolicy::suppressing(model, processor, arguments.suppress_from..vocabulary)?;

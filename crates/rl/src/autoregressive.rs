@@ -38,6 +38,7 @@ impl Scores {
             entropy: padded(entropy),
             signals: Signals::default(),
             positions: Positions::default(),
+            continuation: None,
         })
     }
 }

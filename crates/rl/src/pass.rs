@@ -100,7 +100,7 @@ impl<P: Clone> Pass<'_, P> {
             log_probs: scores.log_probs.clone(),
             old_log_probs: pad(sampled.iter().copied(), width, &device),
             ref_log_probs: self.known.reference.as_ref().map(|reference| padded(&reference[rows.clone()])),
-            entropy: scores.entropy,
+            entropy: scores.entropy.clone(),
             advantages: padded(&credited),
             mask: mask(lengths, width, &device),
             kept: self.kept.map(|kept| padded(&kept[own.clone()])),
@@ -114,8 +114,8 @@ impl<P: Clone> Pass<'_, P> {
 
         let host = HostRows { sampled: &sampled, credited: &credited, credit: &credit, coefficients: &coefficients };
         let mut sums = self.sums(&tokens, &values(&scores.log_probs)?, &host, rows.start)?;
-        let gradients = GradientsParams::from_grads(total.backward(), policy);
         sums.positions = scores.positions;
+        let gradients = scores.backward(&total, policy);
         sums.forward = forward;
         sums.on_credit = on_credit;
         sums.busy = start.elapsed();

@@ -1,5 +1,8 @@
+use std::fmt;
+
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::optim::GradientsParams;
+use burn::tensor::{Gradients, Tensor};
 
 use crate::{Completion, Error, Group, SignalSet, Signals};
 
@@ -21,7 +24,7 @@ pub struct Sampling {
 }
 
 /// What a scoring pass returns. Rows are completions, those of all groups one after another, right-padded.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Scores {
     /// Log-probability of every completion token at the temperature asked for: `[completions, tokens]`.
     /// Carries gradients when the module lives on an autodiff device. Padding may hold any finite number.
@@ -32,6 +35,43 @@ pub struct Scores {
     pub signals: Signals,
     /// Token positions that the pass computed; none where nobody counted.
     pub positions: Positions,
+    /// How the backward pass goes on behind the graph of the scores, where that does not reach all parameters; `None`
+    /// where it does.
+    pub continuation: Option<Continuation>,
+}
+
+impl Scores {
+    /// The gradient of `loss`, which was made of these scores of `policy`.
+    ///
+    /// # Panics
+    /// When the loss does not depend on the scores.
+    #[must_use]
+    pub fn backward<M: Module>(self, loss: &Tensor<1>, policy: &M) -> GradientsParams {
+        let Self { log_probs, entropy, continuation, .. } = self;
+        drop((log_probs, entropy));
+        let gradients = loss.backward();
+        match continuation {
+            Some(Continuation(go_on)) => go_on(gradients),
+            None => GradientsParams::from_grads(gradients, policy),
+        }
+    }
+}
+
+/// The part of a backward pass that a policy takes into its own hands, such as activation checkpointing, which burn's
+/// graph does not have: it gets the gradients of the graph of the scores and returns those of all parameters.
+pub struct Continuation(Box<dyn FnOnce(Gradients) -> GradientsParams>);
+
+impl Continuation {
+    /// One that does as it is told.
+    pub fn new(go_on: impl FnOnce(Gradients) -> GradientsParams + 'static) -> Self {
+        Self(Box::new(go_on))
+    }
+}
+
+impl fmt::Debug for Continuation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Continuation")
+    }
 }
 
 /// Token positions that a pass computes.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use burn::module::Module;
 use firesight_kawhi::{ImageView, Kawhi, KawhiConfig, VisualPrompt};
 use firesight_rl::{
-    AttentionStates, Completion, Error, Group, Policy, Positions, ResponseStates, Rope, Sampler, Sampling, Scores,
-    SignalSet, Signals,
+    AttentionStates, Completion, Continuation, Error, Group, Policy, Positions, ResponseStates, Rope, Sampler,
+    Sampling, Scores, SignalSet, Signals,
 };
 use firesight_vlm::{
     AttentionPoint, AttentionProbe, Generation, LastAttention, Probe, Probed, Processor, Prompt, QwenVl, Scored,
@@ -146,6 +146,7 @@ impl Policy for VlmPolicy {
             entropy: scores.entropy,
             signals: found(scores.probed),
             positions: Positions { used, padding },
+            continuation: scores.recomputation.map(|rest| Continuation::new(move |gradients| rest.backward(gradients))),
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use burn::optim::{AdamWConfig, ModuleOptimizer};
 use burn::tensor::{Tensor, TensorData};
 use firesight_rl::{
     Completion, Error as TrainerError, Group, Policy, SignalSet, adamw_with_decay_groups, clip_global_norm,
@@ -116,7 +116,8 @@ fn supervised_step(
     let micro_batches: Vec<&[Group<VlmPrompt>]> = targets.chunks(config.supervised.micro_batch).collect();
     let (gradients, losses) = gradients_in_parallel(&policy, micro_batches.len(), config.threads, |policy, job| {
         let groups = micro_batches[job];
-        let log_probs = policy.score(groups, 1.0, &SignalSet::default())?.log_probs;
+        let scores = policy.score(groups, 1.0, &SignalSet::default())?;
+        let log_probs = scores.log_probs.clone();
         let [rows, width] = log_probs.dims();
         let mut weights = vec![0.0; rows * width];
         for (row, group) in weights.chunks_exact_mut(width).zip(groups) {
@@ -130,7 +131,7 @@ fn supervised_step(
             let group = job * config.supervised.micro_batch + bad / width;
             return Err(TrainerError::NonFiniteLoss { group, completion: 0, token: bad % width });
         }
-        Ok((GradientsParams::from_grads(loss.backward(), policy), value))
+        Ok((scores.backward(&loss, policy), value))
     })?;
     let (gradients, norm) = clip_global_norm(&policy, gradients, Some(config.supervised.max_gradient_norm))?;
     let policy = optimizer.step(learning_rate, policy, gradients);

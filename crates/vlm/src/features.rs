@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
+use crate::checkpointing::Checkpoints;
 use crate::vision::{VisionFeatures, VisionTower, concatenate};
 use crate::{Error, ProcessedImage, Prompt, QwenVl};
 
@@ -32,11 +33,13 @@ impl QwenVl {
 
     /// Features of the images of all prompts one after another, `None` without images; with the attention that visual
     /// tokens receive if it is asked for. A frozen tower runs once in the life of a prompt, off the autodiff graph, and
-    /// once more if the attention is asked for only later.
+    /// once more if the attention is asked for only later. Otherwise `checkpoints` keep what the tower's backward pass
+    /// needs.
     pub(crate) fn visual_features(
         &self,
         prompts: &[&Prompt],
         attention: bool,
+        checkpoints: Option<&mut Checkpoints>,
     ) -> Result<Option<VisionFeatures>, Error> {
         let images: Vec<&ProcessedImage> = prompts.iter().flat_map(|prompt| prompt.images()).collect();
         if images.is_empty() {
@@ -45,17 +48,20 @@ impl QwenVl {
         let tower = self.tower()?;
         // Frozen once, it may have been unfrozen since.
         let Some(frozen) = self.frozen_vision.as_ref().filter(|_| is_frozen(tower)) else {
-            return Ok(Some(tower.forward(&images, attention)));
+            return Ok(Some(match checkpoints {
+                Some(checkpoints) => checkpoints.encode(tower, &images, attention),
+                None => tower.encode(&images, attention),
+            }));
         };
         let tower = tower.valid();
         // Each prompt by itself, or its features would show in their last bits what was beside it.
         let encode = |prompt: &&Prompt| {
             let images: Vec<&ProcessedImage> = prompt.images().iter().collect();
-            prompt.features.of(frozen, attention, || tower.forward(&images, attention))
+            prompt.features.of(frozen, attention, || tower.encode(&images, attention))
         };
         let features = concatenate(prompts.iter().filter(|prompt| !prompt.images().is_empty()).map(encode).collect());
         // Prompts may have been through a copy of the model on another device.
-        let device = self.text().embed_tokens.weight.val().device().without_autodiff();
+        let device = self.device().without_autodiff();
         Ok(Some(VisionFeatures {
             tokens: features.tokens.to_device(&device),
             deepstack: features.deepstack.into_iter().map(|level| level.to_device(&device)).collect(),
@@ -67,9 +73,14 @@ impl QwenVl {
 /// Whether training leaves the tower alone. The copy that samples tells as well, although none of its parameters has a
 /// gradient: burn keeps for each what it would be in training.
 fn is_frozen(tower: &VisionTower) -> bool {
+    !is_trained(&tower.valid().train())
+}
+
+/// Whether any parameter has a gradient.
+pub(crate) fn is_trained(module: &impl Module) -> bool {
     let mut trained = AnyTrained(false);
-    tower.valid().train().visit(&mut trained);
-    !trained.0
+    module.visit(&mut trained);
+    trained.0
 }
 
 struct AnyTrained(bool);

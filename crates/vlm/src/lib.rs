@@ -16,6 +16,7 @@
 //! [`MemoryPlan`] says what all of it takes, before anything is loaded.
 
 mod chat;
+mod checkpointing;
 mod config;
 mod directory;
 mod error;
@@ -43,6 +44,7 @@ mod weights;
 use std::path::Path;
 
 pub use chat::{ChatTemplate, Content, Message, Part, Role, TemplateVariables};
+pub use checkpointing::Recomputation;
 pub use config::{ModelConfig, RopeScaling, TextConfig, Tower, VisionConfig};
 pub use error::{Error, WeightProblem};
 pub use generate::{Generated, Generation};

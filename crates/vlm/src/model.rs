@@ -34,6 +34,9 @@ pub struct QwenVl {
     /// Where its vision tower was frozen.
     #[module(skip)]
     pub(crate) frozen_vision: Option<FrozenVision>,
+    /// See [`QwenVl::with_activation_checkpointing`].
+    #[module(skip)]
+    pub(crate) activation_checkpointing: bool,
 }
 
 #[derive(Module, Debug)]
@@ -106,6 +109,7 @@ impl QwenVl {
             config: config.clone(),
             lora: None,
             frozen_vision: None,
+            activation_checkpointing: false,
         }
     }
 
@@ -134,7 +138,7 @@ impl QwenVl {
     /// [`Error::NoVision`] for a model of text alone.
     pub fn encode_images(&self, images: &[&ProcessedImage]) -> Result<VisionFeatures, Error> {
         assert!(!images.is_empty(), "nothing to encode");
-        Ok(self.tower()?.forward(images, false))
+        Ok(self.tower()?.encode(images, false))
     }
 
     pub(crate) fn tower(&self) -> Result<&VisionTower, Error> {
@@ -171,6 +175,11 @@ impl QwenVl {
         let rows: Vec<usize> = states.rows.iter().flat_map(padded).collect();
         let hidden = states.hidden.clone().select(0, indices(&rows, &states.hidden.device()));
         Ok(self.logits(hidden).reshape([prompts.len(), longest, vocabulary]))
+    }
+
+    /// Where its weights are.
+    pub(crate) fn device(&self) -> Device {
+        self.text().embed_tokens.weight.val().device()
     }
 
     pub(crate) fn text(&self) -> &TextModel {
@@ -214,7 +223,8 @@ impl QwenVl {
     /// Images through the vision tower, prompts through the decoder: each once.
     pub(crate) fn encode_prompts(&self, prompts: &[&Prompt], probe: Option<&Probe>) -> Result<EncodedPrompts, Error> {
         self.check_prompts(prompts, probe)?;
-        let features = self.visual_features(prompts, probe.is_some_and(|probe| probe.image_attention))?;
+        let attention = probe.is_some_and(|probe| probe.image_attention);
+        let features = self.visual_features(prompts, attention, None)?;
         let image_attention = attention_of_prompts(prompts, features.as_ref());
         let sequence = self.sequence(prompts);
         let next_positions = sequence.next_positions.clone();

@@ -149,17 +149,23 @@ impl Tap {
         Self { point: probe.point, response: probe.response, heads, taken: Vec::new() }
     }
 
-    /// Takes the states of these rows.
-    pub(crate) fn take(&mut self, projected: &Projected, rows: Range<usize>) {
+    pub(crate) fn take(&mut self, projected: &Projected) {
+        let rows = projected.query_after_rope.dims()[0];
+        let states = self.states(projected, 0..rows);
+        self.taken.push(states);
+    }
+
+    /// States of these rows.
+    pub(crate) fn states(&self, projected: &Projected, rows: Range<usize>) -> Tensor<3> {
         let states = match self.response {
             ResponseStates::Queries => projected.query(self.point),
             ResponseStates::Keys => projected.key(self.point),
         };
         let states = without_graph(states.clone()).narrow(0, rows.start, rows.len());
-        self.taken.push(match &self.heads {
+        match &self.heads {
             Some(heads) => states.select(1, heads.clone()),
             None => states,
-        });
+        }
     }
 }
 

@@ -1,7 +1,11 @@
 //! Log-probabilities of given completions: prompts and completions run through the model side by side.
 
+use burn::module::Module as _;
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
+use crate::checkpointing::{Checkpoints, Recomputation};
+use crate::features::is_trained;
 use crate::fused::{self, Scoring};
 use crate::model::attention_of_prompts;
 use crate::probe::{Probe, Probed, Tap, indices};
@@ -19,7 +23,7 @@ pub struct Scored<'a> {
 
 /// Log-probabilities of completions. Rows are completions, those of all prompts one after another, right-padded with
 /// zeros.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct CompletionScores {
     /// `[completions, tokens]`, natural logarithm, at the temperature asked for.
     pub log_probs: Tensor<2>,
@@ -29,6 +33,9 @@ pub struct CompletionScores {
     pub positions: Positions,
     /// What else was asked for.
     pub probed: Probed,
+    /// With [activation checkpointing](QwenVl::with_activation_checkpointing), what follows the backward pass through the
+    /// graph of these scores, which ends at the last layer; [`Self::backward`] does both.
+    pub recomputation: Option<Recomputation>,
 }
 
 /// Token positions that a pass through the decoder computes. Tokens lie one after another, so on the CPU there is no
@@ -41,8 +48,26 @@ pub struct Positions {
     pub padding: usize,
 }
 
+impl CompletionScores {
+    /// The gradient of `loss`, which was made of these scores of `model`.
+    ///
+    /// # Panics
+    /// When the loss does not depend on the scores.
+    #[must_use]
+    pub fn backward(self, loss: &Tensor<1>, model: &QwenVl) -> GradientsParams {
+        let recomputation = self.recomputation;
+        drop((self.log_probs, self.entropy));
+        let gradients = loss.backward();
+        match recomputation {
+            Some(recomputation) => recomputation.backward(gradients),
+            None => GradientsParams::from_grads(gradients, model),
+        }
+    }
+}
+
 impl QwenVl {
-    /// Scores completions behind their prompts. Gradients flow when the model lives on an autodiff device.
+    /// Scores completions behind their prompts. Gradients flow when the model lives on an autodiff device:
+    /// [`CompletionScores::backward`].
     ///
     /// # Panics
     /// When `batch` is empty.
@@ -68,6 +93,7 @@ impl QwenVl {
         self.check_prompts(&prompts, probe)?;
         let attention = probe.and_then(|probe| probe.attention.as_ref());
 
+        let device = self.device().without_autodiff();
         let mut sequence = self.sequence(&prompts);
         let first_row = sequence.ids.len();
         // The state before a token predicts it: rows of states, their tokens, and where each score goes.
@@ -85,29 +111,38 @@ impl QwenVl {
             targets.extend_from_slice(completion);
         }
 
-        let text = self.text();
+        // Layers that are to run again leave no graph.
+        let mut checkpoints = self.recomputes().then(Checkpoints::default);
+        let without_graph = checkpoints.is_some().then(|| self.valid());
+        let model = without_graph.as_ref().unwrap_or(self);
+        let text = model.text();
         let pass = text.pass(&sequence);
-        let features = self.visual_features(&prompts, probe.is_some_and(|probe| probe.image_attention))?;
-        let image_attention = attention_of_prompts(&prompts, features.as_ref());
-        let (visual, deepstack) = features.map_or((None, Vec::new()), |found| (Some(found.tokens), found.deepstack));
-        let mut deepstack = deepstack.into_iter();
-        let mut x = text.embed_sequence(&sequence, &pass, visual);
-        let device = x.device().without_autodiff();
-        let mut found = None;
+        let image_attention = probe.is_some_and(|probe| probe.image_attention);
+        let features = model.visual_features(&prompts, image_attention, checkpoints.as_mut())?;
+        let mut probed = Probed { attention: None, image_attention: attention_of_prompts(&prompts, features.as_ref()) };
+        let mut x = text.embed_sequence(&sequence, &pass, features.as_ref().map(|found| found.tokens.clone()));
         for index in 0..text.depth() {
-            x = text.layer(index, x, &pass, deepstack.next(), |projected| {
+            if let Some(checkpoints) = &mut checkpoints {
+                checkpoints.layers.push(x.clone());
+            }
+            let deepstack = features.as_ref().and_then(|found| found.deepstack.get(index).cloned());
+            x = text.layer(index, x, &pass, deepstack, |projected| {
                 if let Some(attention) = attention.filter(|_| index + 1 == text.depth()) {
-                    let mut tap = Tap::new(attention, text.heads(), &device);
-                    tap.take(projected, first_row..sequence.ids.len());
+                    let completions = first_row..sequence.ids.len();
+                    let response = Tap::new(attention, text.heads(), &device).states(projected, completions);
                     let keys = projected.key(attention.point).clone();
-                    found = Some((attention.visual_keys(&prompts, &sequence.prompts, keys), tap));
+                    let visual_keys = attention.visual_keys(&prompts, &sequence.prompts, keys);
+                    probed.attention = Some(attention.found(visual_keys, text.heads(), response));
                 }
             });
         }
-        let hidden = text.normalise(x.select(0, indices(&states, &device)));
+        let positions = Positions { used: sequence.ids.len(), padding: pass.padding() };
+        let recomputation =
+            checkpoints.map(|checkpoints| Recomputation::new(self, sequence, pass, features, checkpoints, x.clone()));
+        let x = recomputation.as_ref().map_or(x, Recomputation::output);
 
-        let scoring = Scoring { targets, bias: mask.bias(), temperature };
-        let scores = fused::score(hidden, self.head(), scoring);
+        let hidden = self.text().normalise(x.select(0, indices(&states, &device)));
+        let scores = fused::score(hidden, self.head(), Scoring { targets, bias: mask.bias(), temperature });
         // Slot 0 is the padding's zero.
         let slots = indices(&slots, &device);
         let spread = |values: Tensor<2>| {
@@ -115,14 +150,17 @@ impl QwenVl {
                 .select(0, slots.clone())
                 .reshape([count, tokens])
         };
-        let attention = attention.zip(found).and_then(|(attention, (visual_keys, tap))| {
-            tap.taken.into_iter().next().map(|response| attention.found(visual_keys, text.heads(), response))
-        });
         Ok(CompletionScores {
             log_probs: spread(scores.clone().narrow(1, 0, 1)),
             entropy: spread(scores.narrow(1, 1, 1)),
-            positions: Positions { used: sequence.ids.len(), padding: pass.padding() },
-            probed: Probed { attention, image_attention },
+            positions,
+            probed,
+            recomputation,
         })
+    }
+
+    /// Whether a scoring pass leaves its layers to be run again.
+    fn recomputes(&self) -> bool {
+        self.activation_checkpointing && self.device().is_autodiff() && is_trained(self)
     }
 }

@@ -235,7 +235,7 @@ impl TextModel {
         for (index, layer) in self.layers.iter().enumerate() {
             let projected = layer.project(x.clone(), &step.rotary);
             if let Some(tap) = tap.as_deref_mut().filter(|_| index + 1 == self.layers.len()) {
-                tap.take(&projected, 0..tokens.len());
+                tap.take(&projected);
             }
             x = step.finish(index, layer, x, projected, cache);
         }
@@ -259,7 +259,7 @@ impl TextModel {
             let projected = layer.project(x.clone(), &step.rotary);
             x = step.finish(index, layer, x, projected, cache);
         }
-        tap.take(&last.project(x, &step.rotary), 0..tokens.len());
+        tap.take(&last.project(x, &step.rotary));
     }
 
     fn step<'a>(

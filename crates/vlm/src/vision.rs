@@ -12,7 +12,7 @@ use std::ops::Range;
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{gelu, softmax};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::config::{Tower, VisionConfig};
 use crate::fused::{Attended, Span, attend, gelu_approximate, layer_norm, linear, project, rms_norm, swiglu};
@@ -33,6 +33,20 @@ pub struct VisionFeatures {
     /// On request, outside the autodiff graph: the share of attention that each visual token receives in the last block
     /// that attends to the whole image, a mean over heads, queries and the patches of the token.
     pub attention: Option<Tensor<1>>,
+}
+
+/// What the blocks go by when images run through the tower.
+#[derive(Debug)]
+pub(crate) struct VisionPass {
+    /// Those of each image.
+    patches: Vec<Range<usize>>,
+    /// (row, column) of every patch in its image's grid.
+    places: Vec<((usize, usize), Grid)>,
+    rotary: Rotary,
+    whole: Attended,
+    windows: Option<Attended>,
+    /// Where visual tokens do not come in raster order: the row of each that should.
+    raster: Option<Tensor<1, Int>>,
 }
 
 /// The image encoder.
@@ -139,13 +153,52 @@ impl VisionTower {
     }
 
     /// Encodes every image once, all of them together.
-    pub(crate) fn forward(&self, images: &[&ProcessedImage], attention: bool) -> VisionFeatures {
-        let device = self.patch_embed.proj.weight.val().device();
+    pub(crate) fn encode(&self, images: &[&ProcessedImage], attention: bool) -> VisionFeatures {
+        let (pass, pixels) = self.pass(images);
+        self.forward(&pass, pixels, attention, |_| ())
+    }
+
+    /// Runs a pass. `observe` sees what goes into each block, and what comes out of the last.
+    pub(crate) fn forward(
+        &self,
+        pass: &VisionPass,
+        pixels: Tensor<2>,
+        attention: bool,
+        mut observe: impl FnMut(&Tensor<2>),
+    ) -> VisionFeatures {
+        let mut x = self.embed(pass, pixels);
+        let mut deepstack = Vec::with_capacity(self.deepstack_merger_list.len());
+        let mut received = None;
+        for index in 0..self.depth() {
+            observe(&x);
+            let last_whole = attention && Some(index) == self.last_whole_block();
+            let wanted = last_whole.then_some((pass.patches.as_slice(), &mut received));
+            x = self.block(index, x, pass, wanted);
+            deepstack.extend(self.deepstack(index, &x));
+        }
+        observe(&x);
+        let merge = self.config.spatial_merge_size;
+        let attention = received.map(|received: Tensor<1>| {
+            let tokens = received.dims()[0] / merge.pow(2);
+            let received = received.reshape([tokens, merge.pow(2)]).mean_dim(1).reshape([tokens]);
+            match &pass.raster {
+                Some(raster) => received.select(0, raster.clone()),
+                None => received,
+            }
+        });
+        VisionFeatures { tokens: self.tokens(x, pass), deepstack, attention }
+    }
+
+    /// Lays out images for a pass, and their pixels: `[patches, pixels of a patch]`.
+    pub(crate) fn pass(&self, images: &[&ProcessedImage]) -> (VisionPass, Tensor<2>) {
+        let weight = self.patch_embed.proj.weight.val();
+        let device = weight.device().without_autodiff();
         let merge = self.config.spatial_merge_size;
         let layouts: Vec<Layout> = images.iter().map(|image| Layout::new(&self.config, image.grid)).collect();
         let patches = ranges(layouts.iter().map(|layout| layout.patches.len()));
         let mut pixels = Vec::with_capacity(images.iter().map(|image| image.pixel_values.len()).sum());
         let mut coordinates = Vec::new();
+        let mut grids = Vec::new();
         for (image, layout) in images.iter().zip(&layouts) {
             log::trace!("encoding an image of {}x{} patches", image.grid.h, image.grid.w);
             let length = image.pixel_values.len() / layout.patches.len();
@@ -153,62 +206,79 @@ impl VisionTower {
             for &patch in &layout.patches {
                 pixels.extend_from_slice(&image.pixel_values[patch * length..(patch + 1) * length]);
                 coordinates.push(all[patch]);
+                grids.push(image.grid);
             }
         }
-        let dtype = self.patch_embed.proj.weight.val().dtype();
-        let count = coordinates.len();
-        let pixels = TensorData::new(pixels, [count, self.patch_embed.proj.patch_length()]);
-        let pixels = Tensor::<2>::from_data(pixels, &device).cast(dtype);
+        let pixels = TensorData::new(pixels, [coordinates.len(), self.patch_embed.proj.patch_length()]);
+        let pixels = Tensor::<2>::from_data(pixels, &device).cast(weight.dtype());
         let head_dim = self.config.hidden_size / self.config.num_heads;
-        let rotary = vision_rotary(&coordinates, head_dim, &device);
-
-        let mut x = self.patch_embed.proj.forward(pixels);
-        if let Some(table) = &self.pos_embed {
-            let of_image = |(image, patches): (&&ProcessedImage, &Range<usize>)| {
-                let grid = image.grid;
-                coordinates[patches.clone()].iter().map(move |&at| (at, grid)).collect::<Vec<_>>()
-            };
-            let places: Vec<_> = images.iter().zip(&patches).flat_map(of_image).collect();
-            x = x + Self::positions(table, &places, &device);
-        }
         let span = |range: Range<usize>| Span { queries: range.clone(), own: range, prompt: 0..0 };
-        let attended = |spans: Vec<Span>| Attended::new(&x, &spans, false, 1, head_dim);
+        let attended = |spans: Vec<Span>| Attended::new(&weight, &spans, false, 1, head_dim);
         let whole = attended(patches.iter().cloned().map(span).collect());
-        let windows = matches!(self.config.tower, Tower::Qwen2_5 { .. }).then(|| {
+        let in_windows = matches!(self.config.tower, Tower::Qwen2_5 { .. });
+        let windows = in_windows.then(|| {
             attended(ranges(layouts.iter().flat_map(|layout| layout.windows.clone())).into_iter().map(span).collect())
         });
-        let mut deepstack = Vec::with_capacity(self.deepstack_merger_list.len());
-        let mut received = None;
-        for (index, block) in self.blocks.iter().enumerate() {
-            let (attended, deepstack_indexes): (&Attended, &[usize]) = match (&self.config.tower, &windows) {
-                (Tower::Qwen2_5 { fullatt_block_indexes, .. }, Some(windows))
-                    if !fullatt_block_indexes.contains(&index) =>
-                {
-                    (windows, &[])
-                }
-                (Tower::Qwen2_5 { .. }, _) => (&whole, &[]),
-                (Tower::Qwen3 { deepstack_visual_indexes, .. }, _) => (&whole, deepstack_visual_indexes),
-            };
-            let last_whole = attention && Some(index) == self.last_whole_block();
-            let wanted = last_whole.then_some((patches.as_slice(), &mut received));
-            x = block.forward(x, &rotary, attended, wanted);
-            for (merger, &block) in self.deepstack_merger_list.iter().zip(deepstack_indexes) {
-                if block == index {
-                    deepstack.push(merger.forward(x.clone(), merge));
-                }
+        let pass = VisionPass {
+            rotary: vision_rotary(&coordinates, head_dim, &device),
+            whole,
+            windows,
+            raster: in_windows.then(|| indices(&back_to_raster(&layouts, merge), &device)),
+            places: coordinates.into_iter().zip(grids).collect(),
+            patches,
+        };
+        (pass, pixels)
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// What goes into the first block: `[patches, hidden_size]`.
+    pub(crate) fn embed(&self, pass: &VisionPass, pixels: Tensor<2>) -> Tensor<2> {
+        let x = self.patch_embed.proj.forward(pixels);
+        match &self.pos_embed {
+            Some(table) => {
+                let positions = Self::positions(table, &pass.places, &x.device().without_autodiff());
+                x + positions
             }
+            None => x,
         }
-        let mut tokens = self.merger.forward(x, merge);
-        let mut attention = received.map(|received: Tensor<1>| {
-            let tokens = count / merge.pow(2);
-            received.reshape([tokens, merge.pow(2)]).mean_dim(1).reshape([tokens])
-        });
-        if windows.is_some() {
-            let raster = back_to_raster(&layouts, merge);
-            tokens = tokens.select(0, indices(&raster, &device));
-            attention = attention.map(|attention| attention.clone().select(0, indices(&raster, &attention.device())));
+    }
+
+    /// Runs a block.
+    pub(crate) fn block(
+        &self,
+        index: usize,
+        x: Tensor<2>,
+        pass: &VisionPass,
+        received: Option<Received<'_>>,
+    ) -> Tensor<2> {
+        let attended = match (&self.config.tower, &pass.windows) {
+            (Tower::Qwen2_5 { fullatt_block_indexes, .. }, Some(windows))
+                if !fullatt_block_indexes.contains(&index) =>
+            {
+                windows
+            }
+            _ => &pass.whole,
+        };
+        self.blocks[index].forward(x, &pass.rotary, attended, received)
+    }
+
+    /// What the decoder gets of the stream behind a block: `[visual tokens, hidden_size]` of the decoder.
+    pub(crate) fn deepstack(&self, index: usize, x: &Tensor<2>) -> Option<Tensor<2>> {
+        let Tower::Qwen3 { deepstack_visual_indexes, .. } = &self.config.tower else { return None };
+        let level = deepstack_visual_indexes.iter().position(|&block| block == index)?;
+        Some(self.deepstack_merger_list[level].forward(x.clone(), self.config.spatial_merge_size))
+    }
+
+    /// Visual tokens of the stream behind the last block, same shape.
+    pub(crate) fn tokens(&self, x: Tensor<2>, pass: &VisionPass) -> Tensor<2> {
+        let tokens = self.merger.forward(x, self.config.spatial_merge_size);
+        match &pass.raster {
+            Some(raster) => tokens.select(0, raster.clone()),
+            None => tokens,
         }
-        VisionFeatures { tokens, deepstack, attention }
     }
 
     /// The last block that attends to the whole image, if any does.
@@ -433,7 +503,7 @@ impl VisionBlock {
 
 /// The patches of each image, and where to put the share of attention that each of them receives, a mean over heads and
 /// queries.
-type Received<'a> = (&'a [Range<usize>], &'a mut Option<Tensor<1>>);
+pub(crate) type Received<'a> = (&'a [Range<usize>], &'a mut Option<Tensor<1>>);
 
 impl VisionAttention {
     fn forward(

@@ -1,0 +1,194 @@
+//! Activation checkpointing (arXiv 1604.06174): a forward pass keeps what goes into each layer and nothing else, and the
+//! backward pass runs each layer again before it goes through it.
+//!
+//! burn's autodiff has no such node, so the layers of the forward pass run without a graph, and each gets a graph of its
+//! own when the gradient has come down to it. What the layers compute is the same both times, so the gradients are those
+//! of one graph over all of them.
+
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::{Gradients, Tensor};
+
+use crate::sequence::Sequence;
+use crate::text::Pass;
+use crate::vision::{VisionFeatures, VisionPass, VisionTower};
+use crate::{ProcessedImage, QwenVl};
+
+impl QwenVl {
+    /// Whether scoring for training keeps only the input of each layer, decoder and vision tower alike, and computes the
+    /// rest again when the gradient gets there: less memory for one more forward pass. Not so by default.
+    ///
+    /// The graph of such scores ends at the last layer: see [`CompletionScores::recomputation`].
+    ///
+    /// [`CompletionScores::recomputation`]: crate::CompletionScores::recomputation
+    #[must_use]
+    pub fn with_activation_checkpointing(mut self, on: bool) -> Self {
+        self.activation_checkpointing = on;
+        self
+    }
+}
+
+/// What a forward pass keeps of its layers. All of it lies outside the graph.
+#[derive(Debug, Default)]
+pub(crate) struct Checkpoints {
+    /// What went into each layer of the decoder: `[tokens, hidden_size]`.
+    pub(crate) layers: Vec<Tensor<2>>,
+    tower: Option<TowerCheckpoints>,
+}
+
+#[derive(Debug)]
+struct TowerCheckpoints {
+    pass: VisionPass,
+    pixels: Tensor<2>,
+    /// What went into each block, and what came out of the last.
+    blocks: Vec<Tensor<2>>,
+}
+
+impl Checkpoints {
+    /// Encodes images and keeps what went into the blocks.
+    pub(crate) fn encode(
+        &mut self,
+        tower: &VisionTower,
+        images: &[&ProcessedImage],
+        attention: bool,
+    ) -> VisionFeatures {
+        let (pass, pixels) = tower.pass(images);
+        let mut blocks = Vec::with_capacity(tower.depth() + 1);
+        let features = tower.forward(&pass, pixels.clone(), attention, |x| blocks.push(x.clone()));
+        self.tower = Some(TowerCheckpoints { pass, pixels, blocks });
+        features
+    }
+}
+
+/// The backward pass of layers that ran without a graph.
+#[derive(Debug)]
+pub struct Recomputation {
+    model: QwenVl,
+    sequence: Sequence,
+    pass: Pass,
+    features: Option<VisionFeatures>,
+    checkpoints: Checkpoints,
+    /// What came out of the last layer: a leaf of the graph of the scores.
+    output: Tensor<2>,
+}
+
+impl Recomputation {
+    /// For layers of `model` that let `output` out, which the scores' graph shall begin with.
+    pub(crate) fn new(
+        model: &QwenVl,
+        sequence: Sequence,
+        pass: Pass,
+        features: Option<VisionFeatures>,
+        checkpoints: Checkpoints,
+        output: Tensor<2>,
+    ) -> Self {
+        let output = leaf(output, model);
+        Self { model: model.clone(), sequence, pass, features, checkpoints, output }
+    }
+
+    pub(crate) fn output(&self) -> Tensor<2> {
+        self.output.clone()
+    }
+
+    /// Goes back through the layers: `gradients` are those of the scores' graph, what is returned those of all parameters
+    /// of the model that was scored with.
+    #[must_use]
+    pub fn backward(self, mut gradients: Gradients) -> GradientsParams {
+        let Self { model, sequence, pass, features, checkpoints, output } = self;
+        let mut back = Back { model: &model, sum: GradientsAccumulator::new() };
+        let mut gradient = gradient(&output, &mut gradients);
+        back.add(gradients);
+        drop(output);
+
+        let text = model.text();
+        let (visual, deepstack) = features.map_or((None, Vec::new()), |found| (Some(found.tokens), found.deepstack));
+        let mut to_deepstack = Vec::with_capacity(deepstack.len());
+        for (index, input) in checkpoints.layers.into_iter().enumerate().rev() {
+            let (x, level) = (back.leaf(input), deepstack.get(index).map(|level| back.leaf(level.clone())));
+            let output = text.layer(index, x.clone(), &pass, level.clone(), |_| ());
+            let mut gradients = back.through(output, gradient, None);
+            gradient = self::gradient(&x, &mut gradients);
+            to_deepstack.extend(level.map(|level| self::gradient(&level, &mut gradients)));
+        }
+        let visual = visual.map(|visual| back.leaf(visual));
+        let embeddings = text.embed_sequence(&sequence, &pass, visual.clone());
+        // Nothing before the first layer may be trained.
+        if embeddings.is_tracked() {
+            let mut gradients = back.through(embeddings, gradient, None);
+            if let (Some(kept), Some(visual), Ok(tower)) = (checkpoints.tower, visual, model.tower()) {
+                back.through_tower(tower, kept, self::gradient(&visual, &mut gradients), to_deepstack);
+            }
+        }
+        back.sum.grads()
+    }
+}
+
+/// On the way back: the gradients of parameters so far.
+struct Back<'a> {
+    model: &'a QwenVl,
+    sum: GradientsAccumulator<QwenVl>,
+}
+
+impl Back<'_> {
+    fn leaf(&self, tensor: Tensor<2>) -> Tensor<2> {
+        leaf(tensor, self.model)
+    }
+
+    /// Adds the gradients of parameters.
+    fn add(&mut self, mut gradients: Gradients) -> Gradients {
+        self.sum.accumulate(self.model, GradientsParams::from_module(&mut gradients, self.model));
+        gradients
+    }
+
+    /// Goes back from a tensor, given its gradient, and perhaps a second one; returns the gradients of the leaves behind
+    /// them.
+    fn through(&mut self, output: Tensor<2>, gradient: Tensor<2>, other: Option<(Tensor<2>, Tensor<2>)>) -> Gradients {
+        // The gradient of this sum with respect to a tensor is the one that was given for it.
+        let mut sum = (output * gradient).sum();
+        if let Some((output, gradient)) = other {
+            sum = sum + (output * gradient).sum();
+        }
+        self.add(sum.backward())
+    }
+
+    /// `to_deepstack`: those of the last level first.
+    fn through_tower(
+        &mut self,
+        tower: &VisionTower,
+        kept: TowerCheckpoints,
+        to_tokens: Tensor<2>,
+        to_deepstack: Vec<Tensor<2>>,
+    ) {
+        let TowerCheckpoints { pass, pixels, blocks } = kept;
+        let mut to_deepstack = to_deepstack.into_iter();
+        let mut streams = blocks.into_iter().rev();
+        let Some(output) = streams.next() else { return };
+        let x = self.leaf(output);
+        let mut gradients = self.through(tower.tokens(x.clone(), &pass), to_tokens, None);
+        let mut gradient = gradient(&x, &mut gradients);
+        for (index, input) in (0..tower.depth()).rev().zip(streams) {
+            let x = self.leaf(input);
+            let output = tower.block(index, x.clone(), &pass, None);
+            let level = tower.deepstack(index, &output).and_then(|level| Some((level, to_deepstack.next()?)));
+            let mut gradients = self.through(output, gradient, level);
+            gradient = self::gradient(&x, &mut gradients);
+        }
+        let embeddings = tower.embed(&pass, pixels);
+        if embeddings.is_tracked() {
+            self.through(embeddings, gradient, None);
+        }
+    }
+}
+
+/// A tensor that a graph begins with.
+fn leaf(tensor: Tensor<2>, model: &QwenVl) -> Tensor<2> {
+    let tensor = match model.device().gradient_checkpointing_strategy() {
+        Some(strategy) => tensor.autodiff().with_gradient_checkpointing_strategy(strategy),
+        None => tensor.autodiff(),
+    };
+    tensor.require_grad()
+}
+
+/// The gradient of a leaf; zero where the graph does not lead to it.
+fn gradient(leaf: &Tensor<2>, gradients: &mut Gradients) -> Tensor<2> {
+    leaf.grad_remove(gradients).unwrap_or_else(|| leaf.clone().inner().zeros_like())
+}
