@@ -44,6 +44,9 @@ struct Arguments {
     /// Trains the vision tower and its merger, too; without adapters.
     #[arg(long, conflicts_with = "lora")]
     train_vision: bool,
+    /// Keeps only the inputs of layers for the backward pass and computes the rest again.
+    #[arg(long)]
+    activation_checkpointing: bool,
     /// Type of the weights: `bf16` or `f32`.
     #[arg(long, default_value = "bf16")]
     dtype: String,
@@ -72,7 +75,9 @@ fn main() -> anyhow::Result<()> {
     let lora = arguments.lora.map(|rank| LoraConfig { rank, alpha: 2.0 * rank as f64, target_modules: targets });
     let frozen: &[Component] = if arguments.train_vision { &[] } else { &[Component::Vision, Component::Merger] };
     let hardware = if arguments.cpu { Hardware::Cpu } else { Hardware::Gpu };
-    print!("{}", MemoryPlan::new(&config, &workload, Trained { frozen, lora: lora.as_ref() }, hardware, dtype));
+    let activation_checkpointing = arguments.activation_checkpointing;
+    let trained = Trained { frozen, lora: lora.as_ref(), activation_checkpointing };
+    print!("{}", MemoryPlan::new(&config, &workload, trained, hardware, dtype));
     Ok(())
 }
 

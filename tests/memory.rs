@@ -94,6 +94,7 @@ fn measure(
     let before = HEAP.current_usage();
     let model = model(&Device::flex().autodiff());
     let weights = HEAP.current_usage() - before;
+    let model = model.with_activation_checkpointing(trained.activation_checkpointing);
     let model = match trained.lora {
         Some(lora) => model.with_lora(lora, !trained.frozen.contains(&Component::Vision), 0).unwrap(),
         None => model.with_frozen(trained.frozen),
@@ -155,11 +156,16 @@ fn the_plan_agrees_with_the_heap() {
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global().unwrap();
     let (lora, lora_everywhere) = (lora(&[]), lora(&["qkv", "proj"]));
     let towers = [Component::Vision, Component::Merger];
+    let of = |frozen, lora| Trained { frozen, lora, activation_checkpointing: false };
     let all = ("all", Trained::default());
-    let decoder = ("all but the tower", Trained { frozen: &towers, lora: None });
-    let adapters = ("LoRA", Trained { frozen: &towers, lora: Some(&lora) });
-    let adapters_everywhere = ("LoRA, tower too", Trained { frozen: &[], lora: Some(&lora_everywhere) });
-    let nothing = ("nothing", Trained { frozen: &Component::ALL, lora: None });
+    let decoder = ("all but the tower", of(&towers, None));
+    let adapters = ("LoRA", of(&towers, Some(&lora)));
+    let adapters_everywhere = ("LoRA, tower too", of(&[], Some(&lora_everywhere)));
+    let nothing = ("nothing", of(&Component::ALL, None));
+    let checkpointed = |(_, trained), name| (name, Trained { activation_checkpointing: true, ..trained });
+    let all_again = checkpointed(all, "all, checkpointing");
+    let decoder_again = checkpointed(decoder, "all but the tower, checkpointing");
+    let adapters_again = checkpointed(adapters_everywhere, "LoRA, tower too, checkpointing");
     let mut failures = Vec::new();
     for family in ["qwen-small", "qwen2.5-small"] {
         let directory = path("models").join(family);
@@ -198,18 +204,32 @@ fn the_plan_agrees_with_the_heap() {
         let cases = [
             ("small, short", &small, &short, f32, vec![all, decoder, adapters, adapters_everywhere, nothing]),
             ("small, long prompt", &small, &long, f32, vec![decoder, adapters]),
-            ("small, large image", &small, &picture, f32, vec![all, adapters_everywhere, nothing]),
+            ("small, large image", &small, &picture, f32, vec![all, all_again, adapters_everywhere, nothing]),
+            ("small, long", &small, &work(2, 8, 100, (12, 8), 128), f32, vec![decoder, decoder_again]),
             ("8192 words", &words, &work(1, 4, 30, (8, 8), 32), f32, vec![all, adapters]),
             ("8192 words, short", &words, &work(1, 2, 10, (4, 4), 8), f32, vec![all, decoder]),
             ("151,936 words", &all_words, &work(1, 8, 30, (8, 8), 64), f32, vec![adapters]),
             ("16 heads, long prompt", &heads, &work(1, 2, 300, (8, 8), 8), f32, vec![decoder, nothing]),
             ("wide, short", &wide, &work(1, 2, 10, (4, 4), 8), f32, vec![all, adapters]),
             ("wide, 32 rows", &wide, &work(2, 4, 10, (4, 4), 33), f32, vec![all, adapters]),
-            ("wide, two prompts", &wide, &work(2, 2, 60, (12, 8), 32), f32, vec![decoder, adapters_everywhere]),
+            (
+                "wide, two prompts",
+                &wide,
+                &work(2, 2, 60, (12, 8), 32),
+                f32,
+                vec![decoder, adapters_everywhere, adapters_again],
+            ),
+            (
+                "wide, long",
+                &wide,
+                &work(2, 8, 60, (12, 8), 128),
+                f32,
+                vec![all, all_again, adapters_everywhere, adapters_again],
+            ),
             // The CPU backend computes every product of bfloat16 in copies in float32, which the plan does not count
             // and which is much of so small a model with a short prompt.
             ("small, long prompt, bf16", &small, &long, bf16, vec![decoder, nothing]),
-            ("small, large image, bf16", &small, &picture, bf16, vec![all, adapters_everywhere]),
+            ("small, large image, bf16", &small, &picture, bf16, vec![all, all_again, adapters_everywhere]),
         ];
         let saved = tempfile::tempdir().unwrap();
         let saved = saved.path().join("model");

@@ -59,11 +59,11 @@ impl Scores {
 
 /// The part of a backward pass that a policy takes into its own hands, such as activation checkpointing, which burn's
 /// graph does not have: it gets the gradients of the graph of the scores and returns those of all parameters.
-pub struct Continuation(Box<dyn FnOnce(Gradients) -> GradientsParams>);
+pub struct Continuation(Box<dyn FnOnce(Gradients) -> GradientsParams + Send>);
 
 impl Continuation {
     /// One that does as it is told.
-    pub fn new(go_on: impl FnOnce(Gradients) -> GradientsParams + 'static) -> Self {
+    pub fn new(go_on: impl FnOnce(Gradients) -> GradientsParams + Send + 'static) -> Self {
         Self(Box::new(go_on))
     }
 }

@@ -24,6 +24,10 @@ pub struct RunConfig {
     pub device: String,
     /// Operating-system threads. Changes the speed, never the result.
     pub threads: usize,
+    /// Keeps only the inputs of the model's layers for the backward pass and computes the rest again: less memory, more
+    /// time, the same result but for the last bits.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
     /// What of the model changes.
     #[serde(default)]
     pub trainable: Trainable,

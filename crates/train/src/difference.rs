@@ -7,7 +7,8 @@ use toml::{Table, Value};
 
 /// Keys, and tables of keys, that change how a run is called, how fast it is and what it logs, and not what it
 /// computes.
-const FREE: [&str; 6] = ["name", "device", "threads", "evaluation.samples", "log", "checkpoint"];
+const FREE: [&str; 7] =
+    ["name", "device", "threads", "activation_checkpointing", "evaluation.samples", "log", "checkpoint"];
 
 /// The first dotted key, in the order of the alphabet, that decides the result and differs, with its two values.
 pub(crate) fn first_difference<C: Serialize>(a: &C, b: &C) -> Option<(String, String, String)> {
@@ -59,6 +60,7 @@ mod tests {
         };
         let free = difference(&|given| {
             (given.name, given.device, given.threads) = ("other".into(), "cuda:1".into(), 31);
+            given.activation_checkpointing = true;
             (given.checkpoint.every, given.checkpoint.keep, given.evaluation.samples) = (1, 9, 0);
         });
         assert_eq!(free, None);

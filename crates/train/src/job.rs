@@ -20,6 +20,7 @@ use crate::task::{Charts, Picture};
 #[derive(Debug)]
 pub struct Job {
     device: Device,
+    activation_checkpointing: bool,
     model: PathBuf,
     model_config: ModelConfig,
     processor: Arc<Processor>,
@@ -46,7 +47,15 @@ impl Job {
         };
         let stages = config.supervised.stages.iter().map(|pictures| questions(pictures)).collect::<Result<_, _>>()?;
         let questions = questions(&config.data.pictures)?;
-        Ok(Self { device, model: config.model.clone(), model_config, processor, questions, stages })
+        Ok(Self {
+            device,
+            activation_checkpointing: config.activation_checkpointing,
+            model: config.model.clone(),
+            model_config,
+            processor,
+            questions,
+            stages,
+        })
     }
 
     /// The policy a run starts from: the weights of the model directory, or fresh ones of the run's seed; frozen and
@@ -66,11 +75,12 @@ impl Job {
             let problem = format!("{state}, which needs pretrained weights, and {} has none", self.model.display());
             return Err(Error::Setting { key, problem });
         }
-        let mut model = if pretrained {
+        let model = if pretrained {
             QwenVl::from_dir(&self.model, &device)?.train()
         } else {
             QwenVl::new(&self.model_config, seed, &device)
         };
+        let mut model = model.with_activation_checkpointing(self.activation_checkpointing);
         if let Some(lora) = &trainable.lora {
             model = model.with_lora(lora, !trainable.freeze_vision_tower, seed)?;
         } else if trainable.freeze_vision_tower {

@@ -8,6 +8,7 @@
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Gradients, Tensor};
 
+use crate::fused::{self, Scoring};
 use crate::sequence::Sequence;
 use crate::text::Pass;
 use crate::vision::{VisionFeatures, VisionPass, VisionTower};
@@ -15,9 +16,10 @@ use crate::{ProcessedImage, QwenVl};
 
 impl QwenVl {
     /// Whether scoring for training keeps only the input of each layer, decoder and vision tower alike, and computes the
-    /// rest again when the gradient gets there: less memory for one more forward pass. Not so by default.
+    /// rest again when the gradient gets there: less memory for one more forward pass. Elsewhere than on the CPU, whose own
+    /// operation never has the logits of all tokens, they are computed again as well, a part at a time. Not so by default.
     ///
-    /// The graph of such scores ends at the last layer: see [`CompletionScores::recomputation`].
+    /// The graph of such scores is only the last piece of it all: see [`CompletionScores::recomputation`].
     ///
     /// [`CompletionScores::recomputation`]: crate::CompletionScores::recomputation
     #[must_use]
@@ -69,6 +71,17 @@ pub struct Recomputation {
     checkpoints: Checkpoints,
     /// What came out of the last layer: a leaf of the graph of the scores.
     output: Tensor<2>,
+    /// Where the head runs again, too.
+    head: Option<Head>,
+}
+
+/// The output head behind a graph that ends at what it is given.
+#[derive(Debug)]
+struct Head {
+    hidden: Tensor<2>,
+    scoring: Scoring,
+    /// A leaf of the graph of the loss.
+    scores: Tensor<2>,
 }
 
 impl Recomputation {
@@ -82,34 +95,56 @@ impl Recomputation {
         output: Tensor<2>,
     ) -> Self {
         let output = leaf(output, model);
-        Self { model: model.clone(), sequence, pass, features, checkpoints, output }
+        Self { model: model.clone(), sequence, pass, features, checkpoints, output, head: None }
     }
 
     pub(crate) fn output(&self) -> Tensor<2> {
         self.output.clone()
     }
 
+    /// Scores hidden states; see [`fused::score`]. Where that would keep the logits of all of them, the head runs again as
+    /// well, a part at a time.
+    pub(crate) fn score(&mut self, hidden: Tensor<2>, scoring: Scoring) -> Tensor<2> {
+        let weight = self.model.head();
+        if fused::runs_on(&hidden.device(), hidden.dtype()) {
+            return fused::score(hidden, weight, scoring);
+        }
+        let scores = fused::score(hidden.clone().inner(), weight.inner(), scoring.clone());
+        let scores = leaf(scores, &self.model);
+        self.head = Some(Head { hidden, scoring, scores: scores.clone() });
+        scores
+    }
+
     /// Goes back through the layers: `gradients` are those of the scores' graph, what is returned those of all parameters
     /// of the model that was scored with.
     #[must_use]
     pub fn backward(self, mut gradients: Gradients) -> GradientsParams {
-        let Self { model, sequence, pass, features, checkpoints, output } = self;
+        let Self { model, sequence, pass, features, checkpoints, output, head } = self;
         let mut back = Back { model: &model, sum: GradientsAccumulator::new() };
+        if let Some(head) = head {
+            gradients = back.through_head(head, gradients);
+        } else {
+            gradients = back.add(gradients);
+        }
         let mut gradient = gradient(&output, &mut gradients);
-        back.add(gradients);
-        drop(output);
+        drop((output, gradients));
 
         let text = model.text();
-        let (visual, deepstack) = features.map_or((None, Vec::new()), |found| (Some(found.tokens), found.deepstack));
-        let mut to_deepstack = Vec::with_capacity(deepstack.len());
+        // What a frozen tower made of the images is given.
+        let of_images = |features: &Tensor<2>| match checkpoints.tower {
+            Some(_) => leaf(features.clone(), &model),
+            None => features.clone(),
+        };
+        let mut to_deepstack = Vec::new();
         for (index, input) in checkpoints.layers.into_iter().enumerate().rev() {
-            let (x, level) = (back.leaf(input), deepstack.get(index).map(|level| back.leaf(level.clone())));
+            let x = leaf(input, &model);
+            let level = features.as_ref().and_then(|found| found.deepstack.get(index)).map(of_images);
             let output = text.layer(index, x.clone(), &pass, level.clone(), |_| ());
             let mut gradients = back.through(output, gradient, None);
             gradient = self::gradient(&x, &mut gradients);
             to_deepstack.extend(level.map(|level| self::gradient(&level, &mut gradients)));
         }
-        let visual = visual.map(|visual| back.leaf(visual));
+        let visual = features.as_ref().map(|found| of_images(&found.tokens));
         let embeddings = text.embed_sequence(&sequence, &pass, visual.clone());
         // Nothing before the first layer may be trained.
         if embeddings.is_tracked() {
@@ -129,10 +164,6 @@ struct Back<'a> {
 }
 
 impl Back<'_> {
-    fn leaf(&self, tensor: Tensor<2>) -> Tensor<2> {
-        leaf(tensor, self.model)
-    }
-
     /// Adds the gradients of parameters.
     fn add(&mut self, mut gradients: Gradients) -> Gradients {
         self.sum.accumulate(self.model, GradientsParams::from_module(&mut gradients, self.model));
@@ -150,6 +181,21 @@ impl Back<'_> {
         self.add(sum.backward())
     }
 
+    fn through_head(&mut self, head: Head, mut gradients: Gradients) -> Gradients {
+        let Head { hidden, scoring, scores } = head;
+        let to_scores = gradient(&scores, &mut gradients);
+        drop((scores, gradients));
+        let mut to_hidden = Vec::new();
+        for rows in scoring.chunks() {
+            let part = |tensor: &Tensor<2>| tensor.clone().inner().narrow(0, rows.start, rows.len());
+            let x = leaf(part(&hidden), self.model);
+            let scores = fused::score(x.clone(), self.model.head(), scoring.part(rows.clone()));
+            let mut gradients = self.through(scores, part(&to_scores), None);
+            to_hidden.push(gradient(&x, &mut gradients));
+        }
+        self.through(hidden, Tensor::cat(to_hidden, 0), None)
+    }
+
     /// `to_deepstack`: those of the last level first.
     fn through_tower(
         &mut self,
@@ -162,11 +208,11 @@ impl Back<'_> {
         let mut to_deepstack = to_deepstack.into_iter();
         let mut streams = blocks.into_iter().rev();
         let Some(output) = streams.next() else { return };
-        let x = self.leaf(output);
+        let x = leaf(output, self.model);
         let mut gradients = self.through(tower.tokens(x.clone(), &pass), to_tokens, None);
         let mut gradient = gradient(&x, &mut gradients);
         for (index, input) in (0..tower.depth()).rev().zip(streams) {
-            let x = self.leaf(input);
+            let x = leaf(input, self.model);
             let output = tower.block(index, x.clone(), &pass, None);
             let level = tower.deepstack(index, &output).and_then(|level| Some((level, to_deepstack.next()?)));
             let mut gradients = self.through(output, gradient, level);

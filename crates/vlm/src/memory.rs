@@ -45,13 +45,15 @@ pub struct Workload {
     pub completion_tokens: usize,
 }
 
-/// What training changes: adapters where there are some, else every component that is not frozen.
+/// How a model is trained: its adapters where there are some, else every component that is not frozen.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Trained<'a> {
     /// Components that stay as they are; they get no adapters either. All of them means no training at all.
     pub frozen: &'a [Component],
     /// Adapters of the decoder, and of the vision tower where it is not frozen.
     pub lora: Option<&'a LoraConfig>,
+    /// See [`QwenVl::with_activation_checkpointing`].
+    pub activation_checkpointing: bool,
 }
 
 /// What the model runs on. In float32 a CPU keeps less for the backward pass: it has fused operations of its own.
@@ -169,10 +171,28 @@ struct Counter<'a> {
 struct Tape {
     /// Kept from the forward to the backward pass.
     kept: u64,
-    /// Short-lived in one layer's backward pass.
-    transient: u64,
+    /// Short-lived in the backward pass of one layer: of its MLP, and of the attention that follows.
+    in_mlp: u64,
+    in_attention: u64,
     /// Gradients of weights that wait for the end of the backward pass beside those that are done.
     waiting: u64,
+}
+
+impl Tape {
+    fn transient(&self) -> u64 {
+        self.in_mlp.max(self.in_attention)
+    }
+
+    /// The same with only the input of each layer kept, and the output of the last: what its attention and its MLP keep is
+    /// there while the gradient goes through it, with the product of its output and the gradient of that.
+    fn checkpointed(self, layers: u64, stream: u64, attention: u64, mlp: u64) -> Self {
+        Self {
+            kept: (layers + 1) * stream,
+            in_mlp: attention + mlp + self.in_mlp.max(2 * stream),
+            in_attention: attention + self.in_attention,
+            waiting: self.waiting / layers.max(1),
+        }
+    }
 }
 
 /// `rows` rows of each of `batches` sequences through the decoder.
@@ -236,26 +256,28 @@ impl Counter<'_> {
         let embeddings = self.bytes * self.trained_weights(Component::Embeddings);
         // One gradient of the output head or the embedding table.
         let table = if embeddings == 0 { 0 } else { self.bytes * sizes.vocabulary * sizes.hidden };
-        // The table's gradients from head, prompts and completions come one by one and are added at the end.
-        let uses = if self.config.tie_word_embeddings { 3 } else { 2 };
+        // At the end the table's gradients as output head and as embeddings are added: two beside their sum.
+        let added = if self.config.tie_word_embeddings { 2 } else { 0 };
         let of_towers = [Component::Vision, Component::Merger].map(|component| self.trained_weights(component));
         let of_vision = self.bytes * of_towers.iter().sum::<u64>();
         let kept = vision.kept + decoder.kept;
         // Without an entropy bonus nothing consumes the graph of the entropy, which keeps the log-probabilities and the
         // probabilities of the whole vocabulary until the loss goes out of scope.
         // The fused operation computes logits again, in parts, and adds up the table's gradient.
-        let entropy = if self.fused { 0 } else { 2 * distributions };
+        let entropy = if self.fused || self.trained.activation_checkpointing { 0 } else { 2 * distributions };
         [
             // Backward through the distributions.
             kept + self.distributions_at_once() * distributions,
             // The head's gradient out of that of the logits, which is cast to the weights' type before.
             kept + entropy + distributions + narrow + table,
             // First layer of the backward pass, last of the forward pass.
-            kept + entropy + table + decoder.transient,
+            kept + entropy + table + decoder.transient(),
             // Last layer of the decoder's backward pass.
-            vision.kept + entropy + gradients - of_vision + decoder.waiting + decoder.transient.max(vision.transient),
+            vision.kept + entropy + gradients - of_vision
+                + decoder.waiting
+                + decoder.transient().max(vision.transient()),
             // All gradients, and those that are still to be added.
-            gradients + entropy + decoder.waiting + table * (uses - 1),
+            gradients + entropy + decoder.waiting + table * added,
             // AdamW's step with the policy before it still held: one by one a new weight takes the place of a
             // gradient, with both corrected moments beside it.
             gradients + self.largest_trained(),
@@ -272,7 +294,8 @@ impl Counter<'_> {
         let work = self.workload;
         let rows = work.prompts * work.completions * work.completion_tokens;
         let vocabulary = self.config.text_config.vocab_size;
-        let rows = if self.fused { rows.min(fused::rows_scored_together(vocabulary)) } else { rows };
+        let in_parts = self.fused || self.trained.activation_checkpointing;
+        let rows = if in_parts { rows.min(fused::rows_scored_together(vocabulary)) } else { rows };
         SINGLE * (rows * vocabulary) as u64
     }
 
@@ -305,7 +328,7 @@ impl Counter<'_> {
         self.bytes * if self.fused { 2 } else { 4 }
     }
 
-    /// The two forward passes of a micro-batch through the decoder.
+    /// What runs through the decoder in a micro-batch: prompts, and completions.
     fn passes(&self) -> [Pass; 2] {
         let work = self.workload;
         let (prompts, completions) = (work.prompts as u64, (work.prompts * work.completions) as u64);
@@ -342,22 +365,30 @@ impl Counter<'_> {
         let rows = prompts.batches * prompt + completions.batches * own;
         let scores = prompt_scores + completion_scores;
         let layer = rows * token + self.scores(scores) + copies;
-        let last_norm = rows * self.rms_norm(hidden, Component::Decoder, false);
+        // Behind the last layer there are only those that predict a token.
+        let predicting = completions.batches * self.workload.completion_tokens as u64;
+        let last_norm = predicting * self.rms_norm(hidden, Component::Decoder, false);
 
         let weights = self.layers.iter().filter(|layer| layer.component == Component::Decoder);
         let sizes =
             || weights.clone().filter(|&layer| linear(last_name(layer))).map(|layer| bytes * layer.count() as u64);
-        // Weights with an adapter are composed anew in each pass and kept for the gradient of its input. That of the
-        // weight belongs to a shallow node of its own, which comes last in the backward pass.
-        let passes = [&prompts, &completions].into_iter().filter(|pass| pass.rows > 0).count() as u64;
-        let composed = if self.trained.lora.is_some() { passes * sizes().sum::<u64>() } else { 0 };
-        let held = self.scores_held(scores, prompt + own, query / key, true);
-        Tape {
-            kept: layers * layer + last_norm + composed,
-            // Those of attention, or two as large as the hidden states of the SwiGLU, or of a weight.
-            transient: held.max(2 * bytes * inner * rows).max(sizes().max().unwrap_or(0)),
+        // Weights with an adapter are composed and kept for the gradient of their input. That of the weight belongs to a
+        // shallow node of its own, which comes last in the backward pass.
+        let composed = if self.trained.lora.is_some() { sizes().sum::<u64>() } else { 0 };
+        let tape = Tape {
+            kept: layers * layer + composed,
+            // Two as large as the hidden states of the SwiGLU, or as a weight.
+            in_mlp: (2 * bytes * inner * rows).max(sizes().max().unwrap_or(0)),
+            in_attention: self.scores_held(scores, prompt + own, query / key, true),
             waiting: composed,
-        }
+        };
+        let tape = if self.trained.activation_checkpointing {
+            let of_attention = layer - rows * mlp + composed / layers.max(1);
+            tape.checkpointed(layers, bytes * hidden * rows, of_attention, rows * mlp)
+        } else {
+            tape
+        };
+        Tape { kept: tape.kept + last_norm, ..tape }
     }
 
     fn vision(&self) -> Tape {
@@ -401,11 +432,15 @@ impl Counter<'_> {
         if blocks_trained {
             let pixels = pixels_of_patch(vision);
             let depth = vision.depth as u64;
-            tape.kept += patches * (depth * (attention + mlp) + bytes * pixels * u64::from(whole))
-                + self.scores(scores.iter().sum())
-                + composed;
+            tape.kept = patches * depth * (attention + mlp) + self.scores(scores.iter().sum()) + composed;
             let most = scores.into_iter().max().unwrap_or(0);
-            tape.transient = self.scores_held(most, self.patches(1), 1, true).max(2 * bytes * inner * patches);
+            tape.in_attention = self.scores_held(most, self.patches(1), 1, true);
+            tape.in_mlp = 2 * bytes * inner * patches;
+            if self.trained.activation_checkpointing {
+                let of_attention = patches * attention + self.scores(most) + composed / depth.max(1);
+                tape = tape.checkpointed(depth, bytes * hidden * patches, of_attention, patches * mlp);
+            }
+            tape.kept += patches * bytes * pixels * u64::from(whole || self.trained.activation_checkpointing);
         }
         let merger_trained = self.is_trained(Component::Merger);
         if blocks_trained || merger_trained {

@@ -34,7 +34,7 @@ pub struct CompletionScores {
     /// What else was asked for.
     pub probed: Probed,
     /// With [activation checkpointing](QwenVl::with_activation_checkpointing), what follows the backward pass through the
-    /// graph of these scores, which ends at the last layer; [`Self::backward`] does both.
+    /// graph of these scores, which does not reach the layers; [`Self::backward`] does both.
     pub recomputation: Option<Recomputation>,
 }
 
@@ -137,12 +137,16 @@ impl QwenVl {
             });
         }
         let positions = Positions { used: sequence.ids.len(), padding: pass.padding() };
-        let recomputation =
+        let mut recomputation =
             checkpoints.map(|checkpoints| Recomputation::new(self, sequence, pass, features, checkpoints, x.clone()));
         let x = recomputation.as_ref().map_or(x, Recomputation::output);
 
         let hidden = self.text().normalise(x.select(0, indices(&states, &device)));
-        let scores = fused::score(hidden, self.head(), Scoring { targets, bias: mask.bias(), temperature });
+        let scoring = Scoring { targets, bias: mask.bias(), temperature };
+        let scores = match &mut recomputation {
+            Some(recomputation) => recomputation.score(hidden, scoring),
+            None => fused::score(hidden, self.head(), scoring),
+        };
         // Slot 0 is the padding's zero.
         let slots = indices(&slots, &device);
         let spread = |values: Tensor<2>| {

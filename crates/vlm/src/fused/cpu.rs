@@ -2,6 +2,7 @@
 //!
 //! Gradients keep what went in and work out the rest again: that is cheaper than to write and read it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -167,8 +168,8 @@ impl Fused for Flex {
         let hidden = Matrix::new(values(&hidden), rows, width);
         let mut out = vec![0.0; 2 * rows];
         let mut logits = Vec::new();
-        for (start, count) in scoring.chunks() {
-            let scores = scored(&mut logits, hidden.part(start, count), matrix(&weight), &scoring, start);
+        for Range { start, end } in scoring.chunks() {
+            let scores = scored(&mut logits, hidden.part(start, end - start), matrix(&weight), &scoring, start);
             for (out, score) in out[2 * start..].chunks_exact_mut(2).zip(scores) {
                 out.copy_from_slice(&[score.log_prob, score.entropy]);
             }
@@ -535,8 +536,8 @@ impl Backward<Flex, 2> for ScoreTokens {
         let mut to_weight = operation.parents[1].is_some().then(|| ToMatrix::new(&weight));
         let hidden_rows = Matrix::new(values(&hidden), rows, width);
         let mut logits = Vec::new();
-        for (start, count) in scoring.chunks() {
-            let hidden = hidden_rows.part(start, count);
+        for Range { start, end } in scoring.chunks() {
+            let hidden = hidden_rows.part(start, end - start);
             let scores = scored(&mut logits, hidden, matrix(&weight), &scoring, start);
             over_rows(&mut logits, vocabulary, |first, logits| {
                 for (offset, logits) in logits.chunks_exact_mut(vocabulary).enumerate() {
@@ -546,8 +547,8 @@ impl Backward<Flex, 2> for ScoreTokens {
                     kernel::score_backward(logits, scoring.temperature, target, scores[row], gradients);
                 }
             });
-            let to_logits = Matrix::new(&logits, count, vocabulary);
-            let to_hidden = &mut to_hidden[start * width..][..count * width];
+            let to_logits = Matrix::new(&logits, end - start, vocabulary);
+            let to_hidden = &mut to_hidden[start * width..end * width];
             product(to_hidden, [width, 1], to_logits, matrix(&weight).transposed(), false, Spread::Yes);
             if let Some(to_weight) = &mut to_weight {
                 to_weight.add(hidden.transposed(), to_logits);

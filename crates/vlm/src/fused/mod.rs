@@ -208,7 +208,7 @@ pub(crate) fn attend(
 }
 
 /// How tokens are scored.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Scoring {
     /// For every row the token whose log-probability is wanted.
     pub(crate) targets: Vec<u32>,
@@ -218,11 +218,16 @@ pub(crate) struct Scoring {
 }
 
 impl Scoring {
-    /// First row and number of rows of the parts in which logits are computed: they never exist as a whole.
-    fn chunks(&self) -> impl Iterator<Item = (usize, usize)> {
+    /// Rows of the parts in which logits are computed: they need never exist as a whole.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
         let rows = rows_scored_together(self.bias.len());
         let count = self.targets.len();
-        (0..count).step_by(rows).map(move |start| (start, rows.min(count - start)))
+        (0..count).step_by(rows).map(move |start| start..count.min(start + rows))
+    }
+
+    /// Some of the rows.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Self {
+        Self { targets: self.targets[rows].to_vec(), bias: self.bias.clone(), temperature: self.temperature }
     }
 }
 

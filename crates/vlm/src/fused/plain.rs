@@ -201,11 +201,11 @@ fn attend_in(
 pub(super) fn score(hidden: &Tensor<2>, weight: &Tensor<2>, scoring: &Scoring) -> Tensor<2> {
     let device = hidden.device();
     let bias = Tensor::<1>::from_data(TensorData::new(scoring.bias.clone(), [scoring.bias.len()]), &device);
-    let part = |(start, count): (usize, usize)| {
-        let logits = hidden.clone().narrow(0, start, count).matmul(weight.clone()).cast(DType::F32);
+    let part = |rows: Range<usize>| {
+        let logits = hidden.clone().narrow(0, rows.start, rows.len()).matmul(weight.clone()).cast(DType::F32);
         let distribution = log_softmax(logits / scoring.temperature + bias.clone().unsqueeze(), 1);
-        let targets: Vec<i64> = scoring.targets[start..start + count].iter().map(|&id| i64::from(id)).collect();
-        let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [count, 1]), &device);
+        let targets: Vec<i64> = scoring.targets[rows.clone()].iter().map(|&id| i64::from(id)).collect();
+        let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [rows.len(), 1]), &device);
         let entropy = (distribution.clone().exp() * distribution.clone()).sum_dim(1).neg();
         Tensor::cat(vec![distribution.gather(1, targets), entropy], 1)
     };
