@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
+use image::RgbImage;
 use plotters::prelude::*;
 use plotters::style::register_font;
 use serde_json::Value;
@@ -82,12 +83,14 @@ fn main() -> anyhow::Result<()> {
         .map(|(number, run)| Curves::read(run, name(number, run)))
         .collect::<anyhow::Result<_>>()?;
     ensure!(register_font("sans-serif", FontStyle::Normal, FONT).is_ok(), "the font is invalid");
-    let root = BitMapBackend::new(&options.out, (1200, 440)).into_drawing_area();
+    let mut picture = RgbImage::new(1200, 440);
+    let root = BitMapBackend::with_buffer(&mut picture, (1200, 440)).into_drawing_area();
     root.fill(&WHITE)?;
     let (left, right) = root.split_horizontally(600);
     panel(&left, "warm-up", "step", "accuracy on new questions", &curves, |curves| &curves.accuracy)?;
     panel(&right, "reinforcement learning", "rollout", "mean reward", &curves, |curves| &curves.reward)?;
-    root.present()?;
+    drop((left, right, root));
+    picture.save(&options.out).with_context(|| options.out.display().to_string())?;
     println!("{}", options.out.display());
     Ok(())
 }

@@ -7,8 +7,9 @@ use std::io::{BufRead, Cursor, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, RgbImage};
 use serde::Deserialize;
@@ -279,14 +280,14 @@ fn resize(image: Cow<'_, RgbImage>, width: u32, height: u32) -> Result<Cow<'_, R
         return Ok(image);
     }
     let refuse = |problem: String| Error::ImageSize { width: image.width(), height: image.height(), problem };
-    let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)
-        .map_err(|error| refuse(error.to_string()))?;
-    let mut target = Image::new(width, height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).use_alpha(false);
-    Resizer::new().resize(&source, &mut target, Some(&options)).map_err(|error| refuse(error.to_string()))?;
-    RgbImage::from_raw(width, height, target.into_vec())
-        .map(Cow::Owned)
-        .ok_or_else(|| refuse(format!("cannot be resized to {width}x{height}")))
+    let (mut target, options) = (RgbImage::new(width, height), ResizeOptions::new().use_alpha(false));
+    let options = options.resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw());
+    let source = source.map_err(|error| refuse(error.to_string()))?;
+    let mut view = TypedImage::from_buffer(width, height, &mut target).map_err(|error| refuse(error.to_string()))?;
+    // By type: else the code for all kinds of pixels would be part of every program.
+    Resizer::new().resize_typed(&source, &mut view, &options).map_err(|error| refuse(error.to_string()))?;
+    Ok(Cow::Owned(target))
 }
 
 /// Reads and decodes an image file: PNG, JPEG or WebP by its content, whatever the file is called.
