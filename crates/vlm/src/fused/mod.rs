@@ -194,7 +194,7 @@ pub(crate) fn attend(
     attended: &Attended,
 ) -> Tensor<3> {
     match &attended.padded {
-        Some(padded) => plain::attend(query, prompt, own, attended.seen.scale, padded),
+        Some(padded) => plain::attend(&query, prompt.as_ref(), &own, attended.seen.scale, padded),
         #[cfg(feature = "flex")]
         None => {
             let [_, heads, dim] = own[0].dims();
@@ -405,7 +405,9 @@ mod tests {
         };
         let rows: Vec<Range<usize>> = prompts.iter().map(|&(prompt, _)| push(prompt, 0..0)).collect();
         for (prompt, (_, completions)) in rows.into_iter().zip(prompts) {
-            completions.iter().for_each(|&completion| drop(push(completion, prompt.clone())));
+            for &completion in *completions {
+                push(completion, prompt.clone());
+            }
         }
         spans
     }
@@ -425,7 +427,7 @@ mod tests {
             let own = || [key.clone(), value.clone()];
             let seen = Attended::new(&query, &spans, true, sharing, dim);
             let padded = plain::Padded::of(&spans, true, &query.device());
-            let plain = || plain::attend(query.clone(), None, own(), seen.seen.scale, &padded);
+            let plain = || plain::attend(&query, None, &own(), seen.seen.scale, &padded);
             compare("attend", [&query, &key, &value], || attend(query.clone(), None, own(), &seen), plain);
         }
     }
@@ -455,7 +457,7 @@ mod tests {
                 let seen = Attended::new(&query, &spans, causal, sharing, dim);
                 let padded = plain::Padded::of(&spans, causal, &query.device());
                 let fused = || attend(query.clone(), prompt(), own(), &seen);
-                let plain = || plain::attend(query.clone(), prompt(), own(), seen.seen.scale, &padded);
+                let plain = || plain::attend(&query, prompt().as_ref(), &own(), seen.seen.scale, &padded);
                 if prompt_tokens == 0 {
                     compare("attend", [&query, &key, &value], fused, plain);
                 } else {

@@ -131,14 +131,14 @@ impl Rows {
 }
 
 pub(super) fn attend(
-    query: Tensor<3>,
-    prompt: Option<[Tensor<3>; 2]>,
-    own: [Tensor<3>; 2],
+    query: &Tensor<3>,
+    prompt: Option<&[Tensor<3>; 2]>,
+    own: &[Tensor<3>; 2],
     scale: f32,
     padded: &[Padded],
 ) -> Tensor<3> {
     let mixed = |padded: &Padded| {
-        let prompt = (padded.prompt.each > 0).then(|| prompt.as_ref().unwrap_or(&own).clone());
+        let prompt = (padded.prompt.each > 0).then(|| prompt.unwrap_or(own).clone());
         attend_in(query.clone(), prompt, own.clone(), scale, padded)
     };
     Tensor::cat(padded.iter().map(mixed).collect(), 0)
