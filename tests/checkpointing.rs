@@ -122,6 +122,7 @@ fn gradients_are_those_of_one_graph() {
         ];
         if vision {
             choices.push(("all but the tower", load().train().with_frozen(&towers)));
+            choices.push(("all but the blocks", load().train().with_frozen(&[Component::Vision])));
             choices.push(("the tower alone", load().train().with_frozen(&[Component::Decoder, Component::Embeddings])));
             choices.push(("adapters in the tower", load().with_lora(&lora(&["v_proj", "qkv"]), true, 3).unwrap()));
         }

@@ -47,8 +47,9 @@ impl Scores {
     /// When the loss does not depend on the scores.
     #[must_use]
     pub fn backward<M: Module>(self, loss: &Tensor<1>, policy: &M) -> GradientsParams {
-        let Self { log_probs, entropy, continuation, .. } = self;
-        drop((log_probs, entropy));
+        let Self { log_probs, entropy, signals, continuation, .. } = self;
+        // Nothing that the backward pass does not need is held in it.
+        drop((log_probs, entropy, signals));
         let gradients = loss.backward();
         match continuation {
             Some(Continuation(go_on)) => go_on(gradients),

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use toml::{Table, Value};
 
-/// Keys, and tables of keys, that change how a run is called, how fast it is and what it logs, and not what it
-/// computes.
+/// Keys, and tables of keys, that change how a run is called, how fast it is and what it logs, and of what it computes at
+/// most the last bits.
 const FREE: [&str; 7] =
     ["name", "device", "threads", "activation_checkpointing", "evaluation.samples", "log", "checkpoint"];
 

@@ -5,6 +5,7 @@
 //! own when the gradient has come down to it. What the layers compute is the same both times, so the gradients are those
 //! of one graph over all of them.
 
+use burn::module::Module as _;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Gradients, Tensor};
 
@@ -16,8 +17,8 @@ use crate::{ProcessedImage, QwenVl};
 
 impl QwenVl {
     /// Whether scoring for training keeps only the input of each layer, decoder and vision tower alike, and computes the
-    /// rest again when the gradient gets there: less memory for one more forward pass. Elsewhere than on the CPU, whose own
-    /// operation never has the logits of all tokens, they are computed again as well, a part at a time. Not so by default.
+    /// rest again when the gradient gets there: less memory for one more forward pass. Elsewhere than on the CPU in float32,
+    /// where logits never exist for all tokens, they are computed again as well, a part at a time. Not so by default.
     ///
     /// The graph of such scores is only the last piece of it all: see [`CompletionScores::recomputation`].
     ///
@@ -38,25 +39,39 @@ pub(crate) struct Checkpoints {
 }
 
 #[derive(Debug)]
-struct TowerCheckpoints {
-    pass: VisionPass,
-    pixels: Tensor<2>,
-    /// What went into each block, and what came out of the last.
-    blocks: Vec<Tensor<2>>,
+enum TowerCheckpoints {
+    /// Of a tower whose mergers alone are trained: what they let out, on its graph, which begins with them.
+    Mergers { tokens: Tensor<2>, deepstack: Vec<Tensor<2>> },
+    /// Of blocks that run again.
+    Blocks {
+        pass: Box<VisionPass>,
+        pixels: Tensor<2>,
+        /// What went into each block, and what came out of the last.
+        streams: Vec<Tensor<2>>,
+    },
 }
 
 impl Checkpoints {
-    /// Encodes images and keeps what went into the blocks.
+    /// Encodes images, off the graph, and keeps what the backward pass needs.
     pub(crate) fn encode(
         &mut self,
         tower: &VisionTower,
         images: &[&ProcessedImage],
         attention: bool,
     ) -> VisionFeatures {
+        if !tower.trains_blocks() {
+            let VisionFeatures { tokens, deepstack, attention } = tower.encode(images, attention);
+            let off = |level: &Tensor<2>| level.clone().inner();
+            let features =
+                VisionFeatures { tokens: off(&tokens), deepstack: deepstack.iter().map(off).collect(), attention };
+            self.tower = Some(TowerCheckpoints::Mergers { tokens, deepstack });
+            return features;
+        }
+        let tower = tower.valid();
         let (pass, pixels) = tower.pass(images);
-        let mut blocks = Vec::with_capacity(tower.depth() + 1);
-        let features = tower.forward(&pass, pixels.clone(), attention, |x| blocks.push(x.clone()));
-        self.tower = Some(TowerCheckpoints { pass, pixels, blocks });
+        let mut streams = Vec::with_capacity(tower.depth() + 1);
+        let features = tower.forward(&pass, pixels.clone(), attention, |x| streams.push(x.clone()));
+        self.tower = Some(TowerCheckpoints::Blocks { pass: pass.into(), pixels, streams });
         features
     }
 }
@@ -140,15 +155,17 @@ impl Recomputation {
             let x = leaf(input, &model);
             let level = features.as_ref().and_then(|found| found.deepstack.get(index)).map(of_images);
             let output = text.layer(index, x.clone(), &pass, level.clone(), |_| ());
-            let mut gradients = back.through(output, gradient, None);
+            let mut gradients = back.through(vec![(output, gradient)]);
             gradient = self::gradient(&x, &mut gradients);
-            to_deepstack.extend(level.map(|level| self::gradient(&level, &mut gradients)));
+            if checkpoints.tower.is_some() {
+                to_deepstack.extend(level.map(|level| self::gradient(&level, &mut gradients)));
+            }
         }
         let visual = features.as_ref().map(|found| of_images(&found.tokens));
         let embeddings = text.embed_sequence(&sequence, &pass, visual.clone());
         // Nothing before the first layer may be trained.
         if embeddings.is_tracked() {
-            let mut gradients = back.through(embeddings, gradient, None);
+            let mut gradients = back.through(vec![(embeddings, gradient)]);
             if let (Some(kept), Some(visual), Ok(tower)) = (checkpoints.tower, visual, model.tower()) {
                 back.through_tower(tower, kept, self::gradient(&visual, &mut gradients), to_deepstack);
             }
@@ -170,15 +187,11 @@ impl Back<'_> {
         gradients
     }
 
-    /// Goes back from a tensor, given its gradient, and perhaps a second one; returns the gradients of the leaves behind
-    /// them.
-    fn through(&mut self, output: Tensor<2>, gradient: Tensor<2>, other: Option<(Tensor<2>, Tensor<2>)>) -> Gradients {
+    /// Goes back from tensors, each with its gradient; returns the gradients of the leaves behind them.
+    fn through(&mut self, outputs: Vec<(Tensor<2>, Tensor<2>)>) -> Gradients {
         // The gradient of this sum with respect to a tensor is the one that was given for it.
-        let mut sum = (output * gradient).sum();
-        if let Some((output, gradient)) = other {
-            sum = sum + (output * gradient).sum();
-        }
-        self.add(sum.backward())
+        let weighted = outputs.into_iter().map(|(output, gradient)| (output * gradient).sum().reshape([1]));
+        self.add(Tensor::<1>::cat(weighted.collect(), 0).sum().backward())
     }
 
     fn through_head(&mut self, head: Head, mut gradients: Gradients) -> Gradients {
@@ -190,10 +203,10 @@ impl Back<'_> {
             let part = |tensor: &Tensor<2>| tensor.clone().inner().narrow(0, rows.start, rows.len());
             let x = leaf(part(&hidden), self.model);
             let scores = fused::score(x.clone(), self.model.head(), scoring.part(rows.clone()));
-            let mut gradients = self.through(scores, part(&to_scores), None);
+            let mut gradients = self.through(vec![(scores, part(&to_scores))]);
             to_hidden.push(gradient(&x, &mut gradients));
         }
-        self.through(hidden, Tensor::cat(to_hidden, 0), None)
+        self.through(vec![(hidden, Tensor::cat(to_hidden, 0))])
     }
 
     /// `to_deepstack`: those of the last level first.
@@ -204,23 +217,30 @@ impl Back<'_> {
         to_tokens: Tensor<2>,
         to_deepstack: Vec<Tensor<2>>,
     ) {
-        let TowerCheckpoints { pass, pixels, blocks } = kept;
+        let (pass, pixels, streams) = match kept {
+            TowerCheckpoints::Blocks { pass, pixels, streams } => (pass, pixels, streams),
+            TowerCheckpoints::Mergers { tokens, deepstack } => {
+                let levels = deepstack.into_iter().zip(to_deepstack.into_iter().rev());
+                self.through([(tokens, to_tokens)].into_iter().chain(levels).collect());
+                return;
+            }
+        };
         let mut to_deepstack = to_deepstack.into_iter();
-        let mut streams = blocks.into_iter().rev();
+        let mut streams = streams.into_iter().rev();
         let Some(output) = streams.next() else { return };
         let x = leaf(output, self.model);
-        let mut gradients = self.through(tower.tokens(x.clone(), &pass), to_tokens, None);
+        let mut gradients = self.through(vec![(tower.tokens(x.clone(), &pass), to_tokens)]);
         let mut gradient = gradient(&x, &mut gradients);
         for (index, input) in (0..tower.depth()).rev().zip(streams) {
             let x = leaf(input, self.model);
             let output = tower.block(index, x.clone(), &pass, None);
             let level = tower.deepstack(index, &output).and_then(|level| Some((level, to_deepstack.next()?)));
-            let mut gradients = self.through(output, gradient, level);
+            let mut gradients = self.through(level.into_iter().chain([(output, gradient)]).collect());
             gradient = self::gradient(&x, &mut gradients);
         }
         let embeddings = tower.embed(&pass, pixels);
         if embeddings.is_tracked() {
-            self.through(embeddings, gradient, None);
+            self.through(vec![(embeddings, gradient)]);
         }
     }
 }

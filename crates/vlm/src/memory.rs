@@ -1,7 +1,7 @@
 //! What a model, its training and its generation take, known from the configuration alone.
 //!
 //! The plan counts tensors: those that burn's autodiff keeps for the backward pass of each operation in `text.rs`,
-//! `vision.rs` and `model.rs`, and the largest set of short-lived ones beside them. It knows these rules of burn:
+//! `vision.rs` and `score.rs`, and the largest set of short-lived ones beside them. It knows these rules of burn:
 //!
 //! - A product keeps each factor whose partner has a gradient, a quotient both sides, `exp` and `tanh` their input. Sums,
 //!   casts, slices, reshapes and products with a number keep nothing. Views share their tensor's bytes, a reshape of a
@@ -446,7 +446,11 @@ impl Counter<'_> {
         if blocks_trained || merger_trained {
             // Normalised patches, the input of GELU, and that of the second layer.
             let merger = norm(Component::Merger, merger_trained) + bytes * hidden * (1 + u64::from(merger_trained));
-            tape.kept += mergers * patches * merger;
+            if blocks_trained && self.trained.activation_checkpointing {
+                tape.in_mlp = tape.in_mlp.max(patches * merger);
+            } else {
+                tape.kept += mergers * patches * merger;
+            }
         }
         tape
     }

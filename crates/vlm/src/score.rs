@@ -118,7 +118,7 @@ impl QwenVl {
         let text = model.text();
         let pass = text.pass(&sequence);
         let image_attention = probe.is_some_and(|probe| probe.image_attention);
-        let features = model.visual_features(&prompts, image_attention, checkpoints.as_mut())?;
+        let features = self.visual_features(&prompts, image_attention, checkpoints.as_mut())?;
         let mut probed = Probed { attention: None, image_attention: attention_of_prompts(&prompts, features.as_ref()) };
         let mut x = text.embed_sequence(&sequence, &pass, features.as_ref().map(|found| found.tokens.clone()));
         for index in 0..text.depth() {
@@ -127,7 +127,9 @@ impl QwenVl {
             }
             let deepstack = features.as_ref().and_then(|found| found.deepstack.get(index).cloned());
             x = text.layer(index, x, &pass, deepstack, |projected| {
-                if let Some(attention) = attention.filter(|_| index + 1 == text.depth()) {
+                if let Some(attention) =
+                    attention.filter(|_| index + 1 == text.depth() && first_row < sequence.ids.len())
+                {
                     let completions = first_row..sequence.ids.len();
                     let response = Tap::new(attention, text.heads(), &device).states(projected, completions);
                     let keys = projected.key(attention.point).clone();
@@ -142,7 +144,7 @@ impl QwenVl {
         let x = recomputation.as_ref().map_or(x, Recomputation::output);
 
         let hidden = self.text().normalise(x.select(0, indices(&states, &device)));
-        let scoring = Scoring { targets, bias: mask.bias(), temperature };
+        let scoring = Scoring { targets, bias: mask.bias().into(), temperature };
         let scores = match &mut recomputation {
             Some(recomputation) => recomputation.score(hidden, scoring),
             None => fused::score(hidden, self.head(), scoring),

@@ -6,7 +6,7 @@ use crate::fused::Span;
 use crate::processor::Prompt;
 use crate::rope::Position;
 
-/// Tokens in the order in which they run, each as often as it is: completions of a prompt share its rows.
+/// Tokens in the order in which they run: each prompt once, and behind all of them the completions, which see its rows.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) ids: Vec<u32>,
@@ -52,6 +52,7 @@ impl Sequence {
         let rows = start..self.ids.len();
         let first = self.next_positions[prompt];
         self.positions.extend((first..first + tokens.len() as u32).map(|position| [position; 3]));
+        // A completion of one token may have none that has to run.
         if !rows.is_empty() {
             let prompt = self.prompts[prompt].clone();
             self.spans.push(Span { queries: rows.clone(), own: rows.clone(), prompt });
@@ -81,4 +82,25 @@ fn push_positions(prompt: &Prompt, merge: usize, positions: &mut Vec<Position>) 
         }
     }
     next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_stand_behind_their_prompts() {
+        let [long, short] = [vec![7; 3], vec![8; 2]].map(|ids| Prompt::new(ids, Vec::new(), Vec::new()));
+        let mut sequence = Sequence::new(&[&long, &short], 1);
+        assert_eq!(
+            [(0, &[1, 2][..]), (1, &[]), (1, &[3])].map(|(prompt, ids)| sequence.complete(prompt, ids)),
+            [5..7, 7..7, 7..8]
+        );
+        assert_eq!(sequence.ids, [7, 7, 7, 8, 8, 1, 2, 3]);
+        assert_eq!(sequence.positions.iter().map(|position| position[0]).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 3, 4, 2]);
+        let seen = |span: &Span| (span.queries.clone(), span.own.clone(), span.prompt.clone());
+        // Nothing is seen by a completion of which nothing runs.
+        let expected = [(0..3, 0..3, 0..0), (3..5, 3..5, 0..0), (5..7, 5..7, 0..3), (7..8, 7..8, 3..5)];
+        assert_eq!(sequence.spans.iter().map(seen).collect::<Vec<_>>(), expected);
+    }
 }

@@ -15,6 +15,7 @@ use burn::tensor::activation::{gelu, softmax};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::config::{Tower, VisionConfig};
+use crate::features::is_trained;
 use crate::fused::{Attended, Span, attend, gelu_approximate, layer_norm, linear, project, rms_norm, swiglu};
 use crate::preprocess::{Grid, ProcessedImage};
 use crate::probe::{indices, without_graph};
@@ -232,6 +233,11 @@ impl VisionTower {
 
     pub(crate) fn depth(&self) -> usize {
         self.blocks.len()
+    }
+
+    /// Whether anything before the mergers is trained.
+    pub(crate) fn trains_blocks(&self) -> bool {
+        is_trained(&self.patch_embed) || is_trained(&self.pos_embed) || is_trained(&self.blocks)
     }
 
     /// What goes into the first block: `[patches, hidden_size]`.

@@ -39,10 +39,10 @@ impl Piece {
     }
 }
 
-/// Tiles of every prompt: those that add to the gradients of the same keys lie in one list.
+/// Tiles by prompt. Lists may have keys in common: those of a prompt that runs beside its completions are its own, and
+/// theirs.
 pub(super) fn tiles(spans: &[Span], causal: bool, sharing: usize) -> Vec<Vec<Tile>> {
-    let families = spans.chunk_by(Span::same_prompt).map(|family| tiles_of(family, causal, sharing));
-    families.filter(|family| !family.is_empty()).collect()
+    spans.chunk_by(Span::same_prompt).map(|family| tiles_of(family, causal, sharing)).collect()
 }
 
 fn tiles_of(family: &[Span], causal: bool, sharing: usize) -> Vec<Tile> {
@@ -235,6 +235,7 @@ impl<'a> Given<'a> {
         });
         let zeros = |like: [&[f32]; 2]| like.map(|like| vec![0.0; like.len()]);
         let mut to = ToGiven { query: vec![0.0; self.query.len()], prompt: zeros(self.prompt), own: zeros(self.own) };
+        // One after another: they may add to the same keys.
         for (&(family, head), found) in tasks.iter().zip(&found) {
             let width = self.sharing() * self.dim;
             let mut rows = found.query.as_slice();

@@ -213,7 +213,7 @@ pub(crate) struct Scoring {
     /// For every row the token whose log-probability is wanted.
     pub(crate) targets: Vec<u32>,
     /// Added to the logits after they are divided by the temperature: one for every token of the vocabulary.
-    pub(crate) bias: Vec<f32>,
+    pub(crate) bias: Arc<[f32]>,
     pub(crate) temperature: f32,
 }
 
@@ -417,8 +417,7 @@ mod tests {
         let (heads, dim) = (2, 5);
         for (spans, sharing) in [
             (side_by_side(&[(7, &[6, 3, 6]), (4, &[1]), (1, &[5, 2])]), 2),
-            // Nothing of the first prompt's completions runs.
-            (side_by_side(&[(5, &[0, 0]), (3, &[4])]), 1),
+            (side_by_side(&[(5, &[]), (3, &[4])]), 1),
             (side_by_side(&[(700, &[300, 10]), (40, &[17; 8])]), 4),
         ] {
             let queries = spans[spans.len() - 1].queries.end;
@@ -489,7 +488,7 @@ mod tests {
             let (hidden, weight) = (random([rows, width]), random([width, vocabulary]));
             let scoring = || Scoring {
                 targets: (0..rows).map(|row| 2 * (row % (vocabulary / 2)) as u32).collect(),
-                bias: (0..vocabulary).map(|id| if id % 3 == 1 { -1e9 } else { 0.0 }).collect(),
+                bias: (0..vocabulary).map(|id| if id % 3 == 1 { -1e9 } else { 0.0 }).collect::<Vec<f32>>().into(),
                 temperature,
             };
             let fused = || score(hidden.clone(), weight.clone(), scoring());

@@ -106,15 +106,16 @@ struct Rows {
     /// Of a cell.
     each: usize,
     count: usize,
-    /// The first so many, in order.
-    ordered: bool,
+    /// The first of them where they lie side by side already.
+    start: Option<usize>,
     from: Tensor<1, Int>,
 }
 
 impl Rows {
     fn new(from: &[usize], each: usize, device: &Device) -> Self {
-        let ordered = from.iter().copied().eq(0..from.len());
-        Self { each, count: from.len(), ordered, from: indices(from, device) }
+        let side_by_side = |&start: &usize| from.iter().copied().eq(start..start + from.len());
+        let start = from.first().copied().filter(side_by_side);
+        Self { each, count: from.len(), start, from: indices(from, device) }
     }
 
     /// Ranges, each padded to the longest.
@@ -126,7 +127,11 @@ impl Rows {
     }
 
     fn of<const D: usize>(&self, tensor: Tensor<D>) -> Tensor<D> {
-        if self.ordered && tensor.dims()[0] == self.count { tensor } else { tensor.select(0, self.from.clone()) }
+        match self.start {
+            Some(0) if tensor.dims()[0] == self.count => tensor,
+            Some(start) => tensor.narrow(0, start, self.count),
+            None => tensor.select(0, self.from.clone()),
+        }
     }
 }
 
@@ -141,7 +146,10 @@ pub(super) fn attend(
         let prompt = (padded.prompt.each > 0).then(|| prompt.unwrap_or(own).clone());
         attend_in(query.clone(), prompt, own.clone(), scale, padded)
     };
-    Tensor::cat(padded.iter().map(mixed).collect(), 0)
+    match padded {
+        [only] => mixed(only),
+        _ => Tensor::cat(padded.iter().map(mixed).collect(), 0),
+    }
 }
 
 fn attend_in(
@@ -200,7 +208,7 @@ fn attend_in(
 
 pub(super) fn score(hidden: &Tensor<2>, weight: &Tensor<2>, scoring: &Scoring) -> Tensor<2> {
     let device = hidden.device();
-    let bias = Tensor::<1>::from_data(TensorData::new(scoring.bias.clone(), [scoring.bias.len()]), &device);
+    let bias = Tensor::<1>::from_data(TensorData::new(scoring.bias.to_vec(), [scoring.bias.len()]), &device);
     let part = |rows: Range<usize>| {
         let logits = hidden.clone().narrow(0, rows.start, rows.len()).matmul(weight.clone()).cast(DType::F32);
         let distribution = log_softmax(logits / scoring.temperature + bias.clone().unsqueeze(), 1);
