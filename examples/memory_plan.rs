@@ -88,9 +88,9 @@ fn grids(arguments: &Arguments) -> anyhow::Result<Vec<Grid>> {
     }
     let processor = ImageProcessor::from_dir(&arguments.model)?;
     let grid = |size: &String| {
-        let (width, height) =
-            size.split_once('x').with_context(|| format!("--image is a size as 1280x960, not {size}"))?;
-        Ok(processor.grid(width.parse()?, height.parse()?)?)
+        let sides = size.split_once('x').and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
+        let (width, height) = sides.with_context(|| format!("--image is a size as 1280x960, not {size}"))?;
+        Ok(processor.grid(width, height)?)
     };
     arguments.image.iter().map(grid).collect()
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{AdamWConfig, SgdConfig};
+use burn::optim::{AdamWConfig, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Tensor};
 use firesight_kawhi::KawhiConfig;
 use firesight_rl::{
@@ -46,13 +46,13 @@ fn credit(name: &str, policy: &VlmPolicy) -> Box<dyn CreditAssigner<VlmPrompt> +
     Box::new(policy.kawhi(KawhiConfig::default()).unwrap())
 }
 
-/// Runs `steps` and returns what each reported, and the weights afterwards.
-fn train(
+/// Trains a fresh policy by GRPO without a penalty, on the questions that come with it.
+fn trainer(
     credit_name: &str,
     mini_batches: usize,
     threads: usize,
-    steps: usize,
-) -> (Vec<StepReport<VlmPrompt>>, Vec<f32>) {
+    optimizer: ModuleOptimizer,
+) -> (Trainer<VlmPolicy>, Questions) {
     let policy = policy();
     let questions = Questions::new(Charts::new().unwrap(), policy.processor().clone(), 0);
     let credit = credit(credit_name, &policy);
@@ -64,7 +64,17 @@ fn train(
         ..Options::new(4, Sampling { temperature: 0.8, max_tokens: 10, seed: 5, first_stream: 0 })
     };
     let algorithm = Algorithm { kl: None, ..Algorithm::grpo() };
-    let mut trainer = Trainer::new(policy, AdamWConfig::new().init(), algorithm, credit, options).unwrap();
+    (Trainer::new(policy, optimizer, algorithm, credit, options).unwrap(), questions)
+}
+
+/// Runs `steps` and returns what each reported, and the weights afterwards.
+fn train(
+    credit_name: &str,
+    mini_batches: usize,
+    threads: usize,
+    steps: usize,
+) -> (Vec<StepReport<VlmPrompt>>, Vec<f32>) {
+    let (mut trainer, questions) = trainer(credit_name, mini_batches, threads, AdamWConfig::new().init());
     let reports = (0..steps)
         .map(|step| {
             let samples = questions.batch(Purpose::Reinforcement, step * 4, 4).unwrap();
@@ -161,16 +171,11 @@ fn threads_change_nothing() {
 #[test]
 fn activation_checkpointing_changes_no_update() {
     let trained = |checkpointing| {
-        let mut policy = policy();
-        let before = weights(&policy);
-        policy.model = policy.model.with_activation_checkpointing(checkpointing);
-        let questions = Questions::new(Charts::new().unwrap(), policy.processor().clone(), 0);
-        let sampling = Sampling { temperature: 0.8, max_tokens: 10, seed: 5, first_stream: 0 };
-        let options = Options { micro_batch: MicroBatch::Groups(1), threads: 2, ..Options::new(4, sampling) };
-        let algorithm = Algorithm { kl: None, entropy_bonus: 0.1, ..Algorithm::grpo() };
         // Without moments, which make a large step of a small gradient.
-        let optimizer = SgdConfig::new().init();
-        let mut trainer = Trainer::new(policy, optimizer, algorithm, Uniform, options).unwrap();
+        let (mut trainer, questions) = trainer("uniform", 1, 2, SgdConfig::new().init());
+        trainer.algorithm.entropy_bonus = 0.1;
+        let before = weights(&trainer.policy);
+        trainer.policy.model = trainer.policy.model.with_activation_checkpointing(checkpointing);
         let samples = questions.batch(Purpose::Reinforcement, 0, 4).unwrap();
         let norm = metric(&trainer.step(&EvenTokens, &samples, 1.0).unwrap(), "grad/norm");
         let change = |(after, before): (f32, f32)| after - before;

@@ -6,8 +6,7 @@
 //! - A product keeps each factor whose partner has a gradient, a quotient both sides, `exp` and `tanh` their input. Sums,
 //!   casts, slices, reshapes and products with a number keep nothing. Views share their tensor's bytes, a reshape of a
 //!   transposed tensor is a copy, and what nobody else holds is overwritten in place. The operations of `fused` keep what
-//!   went into them, attention its probabilities as well.
-//! - The CPU backend holds the result of a matrix product twice while it makes it.
+//!   went into them, and attention of its scores one number a query and head.
 //! - What an operation kept is released once its backward step has run; steps run from the deepest to the shallowest.
 //!
 //! What it leaves out is small against these tensors: rotary tables, masks, indices, the nodes of the graph, the work
