@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use crate::error::check_count;
 use crate::parallel::{check_groups, draw_in_parallel};
 use crate::pass::credit_of;
 use crate::{
-    CreditAssigner, Error, Group, Options, Policy, Reward, RewardFailure, Rollout, Sampler, Sampling, SignalSet, Task,
-    Timing, Trainer,
+    Completion, CreditAssigner, Error, Group, Options, Policy, Reward, RewardFailure, Rollout, Sampler, Sampling,
+    SignalSet, Task, Timing, Trainer,
 };
 
 impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
@@ -110,9 +111,17 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
         groups: &mut [Group<P::Prompt>],
     ) -> Result<Vec<Error>, Error> {
         let mut failures = Vec::new();
-        for (index, (group, row)) in groups.iter_mut().zip(samples).enumerate() {
-            for (completion, answer) in group.completions.iter().enumerate() {
-                let reward = match task.reward(row, answer) {
+        let of_sample = |(group, row)| {
+            let group: &Group<P::Prompt> = group;
+            group.completions.iter().map(move |completion| (row, completion))
+        };
+        let graded: Vec<(&T::Sample, &Completion)> = groups.iter().zip(samples).flat_map(of_sample).collect();
+        let rewards = task.rewards(&graded);
+        check_count("rewards", rewards.len(), graded.len())?;
+        let mut rewards = rewards.into_iter();
+        for (index, group) in groups.iter_mut().enumerate() {
+            for (completion, (answer, reward)) in group.completions.iter().zip(&mut rewards).enumerate() {
+                let reward = match reward {
                     Ok(reward) => match self.algorithm.overlong {
                         // A length is no reason to judge an answer that nobody could grade.
                         Some(overlong) if reward.total().is_some() => {

@@ -24,4 +24,10 @@ pub trait Task {
     /// # Errors
     /// When the verifier itself fails; an answer that is merely wrong has a reward.
     fn reward(&self, sample: &Self::Sample, completion: &Completion) -> Result<Reward, TaskError>;
+
+    /// Grades all completions of a rollout, each with its sample, in their order: one after the other unless the task
+    /// knows better, as one does that waits for other programs.
+    fn rewards(&self, batch: &[(&Self::Sample, &Completion)]) -> Vec<Result<Reward, TaskError>> {
+        batch.iter().map(|(sample, completion)| self.reward(sample, completion)).collect()
+    }
 }

@@ -286,6 +286,52 @@ fn a_failing_reward_function_abstains_where_it_may() {
     );
 }
 
+/// Grades all completions of a rollout at once, the last first; says nothing of the last `forgotten` of them.
+struct Together {
+    forgotten: usize,
+}
+
+impl Task for Together {
+    type Sample = Row;
+    type Prompt = usize;
+
+    fn prompt(&self, row: &Row) -> Result<usize, TaskError> {
+        Ok(row.prompt)
+    }
+
+    fn reward(&self, _row: &Row, _completion: &Completion) -> Result<Reward, TaskError> {
+        Err("asked for one".into())
+    }
+
+    fn rewards(&self, batch: &[(&Row, &Completion)]) -> Vec<Result<Reward, TaskError>> {
+        let backwards = batch.iter().rev().map(|(row, completion)| Count.reward(row, completion));
+        let mut rewards: Vec<_> = backwards.collect();
+        rewards.reverse();
+        rewards.truncate(batch.len() - self.forgotten);
+        rewards
+    }
+}
+
+#[test]
+fn a_task_may_grade_a_rollout_at_once() {
+    let mut broken = rows(0.0);
+    broken[2].offset = -1.0;
+    let rollout = |forgotten| {
+        let options = Options { reward_failure: RewardFailure::Abstain, ..options() };
+        descent(Algorithm::dapo(), options).rollout(&Together { forgotten }, &broken)
+    };
+    let options = Options { reward_failure: RewardFailure::Abstain, ..options() };
+    let expected = descent(Algorithm::dapo(), options).rollout(&Count, &broken).unwrap();
+    let found = rollout(0).unwrap();
+    for (found, expected) in found.groups.iter().zip(&expected.groups) {
+        assert_eq!(found.rewards, expected.rewards);
+    }
+    let places = |failures: &[Error]| failures.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(places(&found.failures), places(&expected.failures));
+    let error = rollout(1).unwrap_err();
+    assert!(matches!(error, Error::Count { what: "rewards", found: 31, expected: 32 }), "{error}");
+}
+
 /// Panics over the second prompt, and never comes back from the third.
 struct Broken;
 
