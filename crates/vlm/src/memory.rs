@@ -105,7 +105,7 @@ impl MemoryPlan {
         hardware: Hardware,
         dtype: FloatDType,
     ) -> Self {
-        let model = QwenVl::new_lazy(config, &Device::default());
+        let model = QwenVl::without_weights(config, &Device::default());
         let (bytes, fused) = (DType::from(dtype).size() as u64, hardware == Hardware::Cpu && dtype == FloatDType::F32);
         let (parameters, layers) = (parameters(&model), layers(&model));
         Counter { config, workload, trained, bytes, fused, parameters, layers }.plan()

@@ -93,11 +93,13 @@ impl QwenVl {
     /// A model with fresh weights: a function of `config` and `seed` alone, the same on every device.
     #[must_use]
     pub fn new(config: &ModelConfig, seed: u64, device: &Device) -> Self {
-        initialize(Self::new_lazy(config, device), config, seed)
+        initialize(Self::without_weights(config, device), config, seed)
     }
 
-    /// A model whose parameters have shapes but no values yet.
-    pub(crate) fn new_lazy(config: &ModelConfig, device: &Device) -> Self {
+    /// A model whose parameters have shapes but no values: what [`parameters`](crate::parameters()) describes without
+    /// any of them in memory.
+    #[must_use]
+    pub fn without_weights(config: &ModelConfig, device: &Device) -> Self {
         let text = &config.text_config;
         Self {
             model: Backbone {

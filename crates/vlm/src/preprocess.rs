@@ -159,6 +159,19 @@ impl ImageProcessor {
         })
     }
 
+    /// The same processor with other bounds for the pixels of a resized image, where they are given.
+    ///
+    /// # Errors
+    /// The bound and what is wrong with it, when the lower one is above the upper one.
+    pub fn with_pixels(self, min_pixels: Option<u64>, max_pixels: Option<u64>) -> Result<Self, (&'static str, String)> {
+        let (least, most) = (min_pixels.unwrap_or(self.min_pixels), max_pixels.unwrap_or(self.max_pixels));
+        let bound = if max_pixels.is_some() { ("max_pixels", most) } else { ("min_pixels", least) };
+        if least > most {
+            return Err((bound.0, format!("is {}: images have at least {least} and at most {most} pixels", bound.1)));
+        }
+        Ok(Self { min_pixels: least, max_pixels: most, ..self })
+    }
+
     /// Side of a patch in pixels.
     #[must_use]
     pub fn patch_size(&self) -> usize {

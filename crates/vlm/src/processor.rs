@@ -165,6 +165,23 @@ impl Processor {
         Self { variables, ..self }
     }
 
+    /// The same processor with other bounds for the pixels of a resized image; see [`ImageProcessor::with_pixels`].
+    /// A model of text alone has no such bounds, and stays as it is.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_pixels(
+        mut self,
+        min_pixels: Option<u64>,
+        max_pixels: Option<u64>,
+    ) -> Result<Self, (&'static str, String)> {
+        self.vision = match self.vision {
+            Some(vision) => Some(Vision { images: vision.images.with_pixels(min_pixels, max_pixels)?, ..vision }),
+            None => None,
+        };
+        Ok(self)
+    }
+
     /// Renders a conversation up to where the model answers, and puts the images in place.
     ///
     /// `images` belong to the image parts of the messages, in order. Where they stand in the result follows from the
@@ -176,7 +193,7 @@ impl Processor {
     /// what [`ChatTemplate::render`] and [`Tokenizer::encode`] return.
     pub fn prompt(&self, messages: &[Message], images: &[ProcessedImage]) -> Result<Prompt, Error> {
         self.refuse_placeholders(messages)?;
-        let text = self.template.render(messages, true, &self.variables)?;
+        let text = self.text(messages)?;
         let pieces: Vec<&str> = match &self.vision {
             Some(vision) => text.split(vision.image.text.as_str()).collect(),
             None => vec![&text],
@@ -200,6 +217,15 @@ impl Processor {
             image_spans.push(start..end);
         }
         Ok(Prompt::new(input_ids, images.to_vec(), image_spans))
+    }
+
+    /// A conversation as the template renders it, up to where the model answers: what [`Self::prompt`] encodes, with one
+    /// placeholder for each image.
+    ///
+    /// # Errors
+    /// What [`ChatTemplate::render`] returns.
+    pub fn text(&self, messages: &[Message]) -> Result<String, Error> {
+        self.template.render(messages, true, &self.variables)
     }
 
     /// The texts are joined first, because templates may join them too.

@@ -84,7 +84,7 @@ impl QwenVl {
     /// another shape than the configuration says, or unreadable.
     pub fn from_dir_as(dir: &Path, dtype: FloatDType, device: &Device) -> Result<Self, Error> {
         let config = ModelConfig::from_dir(dir)?;
-        let mut model = Self::new_lazy(&config, device);
+        let mut model = Self::without_weights(&config, device);
         let expected = parameters(&model);
         let mut by_name: BTreeMap<&str, &Parameter> = expected.iter().map(|p| (p.name.as_str(), p)).collect();
         let mut tensors = Vec::with_capacity(expected.len());
