@@ -190,7 +190,7 @@ fn train(
         Heads::List(found.critical)
     };
 
-    let held_out = job.held_out(&RunConfig { threads: 1, ..config.clone() })?;
+    let held_out = job.held_out(&RunConfig { threads: 1, ..config.clone() });
     let mut left = rows(&config.reinforcement.algorithm, config.reinforcement.max_tokens, &critical);
     left.retain(|(name, ..)| chosen.contains(name) && !results.contains_key(&(seed, (*name).to_owned())));
     let (next, results) = (Mutex::new(left.into_iter()), Mutex::new(results));

@@ -10,11 +10,11 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use firesight_kawhi::{KawhiConfig, RegionSelection};
 use firesight_rl::{
-    Algorithm, Completion, CreditAssigner, Group, KlPenalty, KlPlacement, MicroBatch, Options, Policy, Reward, Sampler,
-    Sampling, SignalSet, Trainer, Uniform,
+    Algorithm, Completion, CreditAssigner, Group, KlPenalty, KlPlacement, MicroBatch, Options, Policy, Reward,
+    RewardFailure, Sampler, Sampling, SignalSet, Trainer, Uniform,
 };
 use firesight_train::task::Charts;
-use firesight_train::{ChartTask, Purpose, Question, Questions, VlmPolicy, VlmPrompt, greedy_correct};
+use firesight_train::{BoxFrame, Grader, Greedy, Purpose, Question, Questions, RunConfig, VlmPolicy, VlmPrompt};
 use firesight_vlm::{Component, LoraConfig, ModelConfig, Processor, QwenVl, parameters};
 use log::{LevelFilter, Log, Metadata, Record};
 
@@ -82,6 +82,11 @@ fn questions(policy: &VlmPolicy) -> Vec<Question> {
     questions.batch(Purpose::Reinforcement, 0, PROMPTS).unwrap()
 }
 
+fn grader() -> Grader {
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/configs/qwen-small.toml");
+    Grader::new(&RunConfig::from_file(&config).unwrap().rewards, BoxFrame::Thousand).unwrap()
+}
+
 fn prompts(policy: &VlmPolicy) -> Vec<VlmPrompt> {
     questions(policy).into_iter().map(|question| question.prompt).collect()
 }
@@ -105,7 +110,7 @@ fn trainer(policy: VlmPolicy, change: impl FnOnce(&mut Algorithm, &mut Options))
 
 /// A step in which every group has something to learn from.
 fn step(trainer: &mut Trainer<VlmPolicy>) {
-    let mut groups = trainer.rollout(&ChartTask, &questions(&trainer.policy)).unwrap().groups;
+    let mut groups = trainer.rollout(&grader(), &questions(&trainer.policy)).unwrap().groups;
     for group in &mut groups {
         group.rewards = (0..4).map(|index| Reward::of("index", index as f32)).collect();
     }
@@ -279,9 +284,11 @@ fn evaluations_keep_nothing() {
     let _alone = alone();
     let policy = policy("qwen-small", 0, Tower::Frozen).valid();
     let questions = questions(&policy);
+    let grader = grader();
+    let greedy = Greedy { grader: &grader, failure: RewardFailure::Stop, max_tokens: 4, threads: 1 };
     encoded();
     for _ in 0..2 {
-        greedy_correct(&policy, &questions, 4, 1).unwrap();
+        greedy.correct(&policy, &questions).unwrap();
         assert_eq!(encoded(), PROMPTS);
     }
 }

@@ -132,7 +132,8 @@ fn paragraphs_of_a_worked_answer_get_weights_of_their_own() {
         .unwrap()
         .into_iter()
         .map(|question| {
-            let mut tokens = policy.processor().tokenizer().encode(&question.example.worked).unwrap();
+            let mut tokens =
+                policy.processor().tokenizer().encode(question.example.worked.as_deref().unwrap()).unwrap();
             tokens.push(policy.processor().eos_token_id());
             let completion = Completion { tokens, ..Completion::default() };
             Group { prompt: question.prompt, completions: vec![completion], rewards: Vec::new() }

@@ -4,17 +4,19 @@ use std::path::PathBuf;
 
 use clap::Args;
 use console::Term;
-use firesight_train::{
-    Destination, HeadSearch, Progress, RunConfig, Stop, VisionCriticalHeads, heads_table, vision_critical_heads,
-};
+use firesight_train::{Destination, HeadSearch, Stop, VisionCriticalHeads, heads_table, vision_critical_heads};
+use serde_json::json;
+
+use crate::configuration::Configuration;
+use crate::output::Output;
 
 /// Characters a line, where the standard output is no terminal.
 const WIDTH: u16 = 100;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The configuration, a TOML file: kinds of pictures, longest answer, threads, device.
-    config: PathBuf,
+    #[command(flatten)]
+    configuration: Configuration,
     /// Model directory, with weights [default: that of the configuration].
     #[arg(long)]
     model: Option<PathBuf>,
@@ -32,20 +34,22 @@ pub(crate) struct Arguments {
     resume: bool,
 }
 
-pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let mut config = RunConfig::from_file(&arguments.config)?;
+pub(crate) fn run(arguments: Arguments, output: Output) -> anyhow::Result<()> {
+    let mut config = arguments.configuration.read()?;
     config.model = arguments.model.unwrap_or(config.model);
     config.evaluation.examples = arguments.questions.unwrap_or(config.evaluation.examples);
     let destination = Destination::of(arguments.out, arguments.resume);
-    let (stop, mut progress) = (Stop::on_signals()?, Progress::detect());
+    let (stop, mut progress) = (Stop::on_signals()?, output.progress());
     match vision_critical_heads(&config, arguments.threshold, &destination, &stop, &mut progress)? {
         HeadSearch::Complete { found, directory } => {
             let width = Term::stdout().size_checked().map_or(WIDTH, |(_, columns)| columns);
-            println!("{}\n{} and heads.png", heads_table(&found, width.into()), directory.join("heads.toml").display());
+            let file = directory.join("heads.toml");
+            let table = format!("{}\n{} and heads.png", heads_table(&found, width.into()), file.display());
+            output.result(&json!({ "complete": true, "directory": directory, "found": found }), table)
         }
         HeadSearch::Stopped { directory } => {
-            println!("stopped; to go on, the same command with --out {} --resume", directory.display());
+            let again = format!("stopped; to go on, the same command with --out {} --resume", directory.display());
+            output.result(&json!({ "complete": false, "directory": directory }), again)
         }
     }
-    Ok(())
 }

@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 
 use firesight_train::task::Picture;
 use firesight_train::{
-    Destination, HeadSearch, Job, Progress, RunConfig, Stop, Trainable, VisionCriticalHeads, run, vision_critical_heads,
+    ChartData, Data, Destination, HeadSearch, Job, Progress, RunConfig, Stop, Trainable, VisionCriticalHeads, run,
+    vision_critical_heads,
 };
 
 const QUESTIONS: usize = 48;
@@ -20,7 +21,8 @@ fn half_trained(scratch: &Path) -> RunConfig {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut config = RunConfig::from_file(&root.join("examples/configs/qwen-small.toml")).unwrap();
     config.model = root.join("models/qwen-small");
-    (config.data.pictures, config.supervised.stages) = (vec![Picture::Bars], vec![vec![Picture::Bars]]);
+    config.data = Data::Charts(ChartData { pictures: vec![Picture::Bars] });
+    config.supervised.stages = vec![vec![Picture::Bars]];
     (config.supervised.max_steps, config.supervised.batch_size, config.supervised.micro_batch) = (40, 8, 4);
     (config.supervised.schedule.peak, config.supervised.schedule.warmup_steps) = (4e-3, 2);
     (config.supervised.check_examples, config.evaluation.examples, config.reinforcement.steps) = (1, 1, 0);
@@ -46,7 +48,7 @@ fn every_head_is_measured_without_itself_and_a_killed_search_goes_on() {
         panic!("not complete")
     };
     let job = Job::new(&config).unwrap();
-    let (held_out, policy) = (job.held_out(&config).unwrap(), job.policy(&Trainable::default(), 0).unwrap());
+    let (held_out, policy) = (job.held_out(&config), job.policy(&Trainable::default(), 0).unwrap());
     assert_eq!(found.baseline, held_out.sighted(&policy).unwrap().accuracy.mean);
     for (head, &score) in found.scores.iter().enumerate() {
         assert_eq!(score, held_out.sighted(&policy.without_head(head).unwrap()).unwrap().accuracy.mean, "{head}");

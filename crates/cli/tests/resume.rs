@@ -34,7 +34,12 @@ threads = 2
 freeze_vision_tower = {frozen}
 
 [data]
+source = "charts"
 pictures = ["bars"]
+
+[[rewards]]
+kind = "exact"
+name = "accuracy"
 
 [supervised]
 stages = [["bars"], ["bars"]]
@@ -307,7 +312,7 @@ fn a_failed_update_can_be_tried_again() {
         let output = train(&baseline.path("failing.toml"), &baseline.path("failing")).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        text[text.find("Error: ").unwrap()..].to_owned()
+        text[text.find("error: ").unwrap()..].to_owned()
     };
     let first = fails();
     assert!(first.contains("reinforcement step 1: the update failed"), "{first}");

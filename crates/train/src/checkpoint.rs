@@ -60,11 +60,16 @@ pub(crate) fn save(parent: &Path, state: &State, keep: usize) -> Result<(), Erro
     existing.iter().take(surplus).try_for_each(|checkpoint| remove(checkpoint))
 }
 
-/// Reads a checkpoint into the policy that the run began with.
-pub(crate) fn load(checkpoint: &Path, policy: VlmPolicy, config: &RunConfig) -> Result<State, Error> {
+/// How far the run had come.
+pub(crate) fn position(checkpoint: &Path) -> Result<Position, Error> {
     let path = checkpoint.join(POSITION);
     let text = fs::read_to_string(&path).map_err(|source| io(&path, source))?;
-    let position: Position = toml::from_str(&text).map_err(|error| broken(&path, &error))?;
+    toml::from_str(&text).map_err(|error| broken(&path, &error))
+}
+
+/// Reads a checkpoint into the policy that the run began with.
+pub(crate) fn load(checkpoint: &Path, policy: VlmPolicy, config: &RunConfig) -> Result<State, Error> {
+    let position = position(checkpoint)?;
 
     let path = checkpoint.join(OPTIMIZER);
     let optimizer = if path.exists() {

@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use firesight_data::Layout;
 use firesight_kawhi::KawhiConfig;
-use firesight_rl::{Algorithm, MicroBatch, RewardFailure, Schedule};
+use firesight_reward::RewardConfig;
+use firesight_rl::{Algorithm, Decay, MicroBatch, RewardFailure, Schedule};
 use firesight_vlm::LoraConfig;
 use serde::{Deserialize, Serialize};
+use toml::Table;
 
 use crate::Error;
 use crate::task::Picture;
@@ -33,7 +36,10 @@ pub struct RunConfig {
     pub trainable: Trainable,
     /// The task.
     pub data: Data,
+    /// What an answer is worth. The first says whether it is right: when its value is above one half.
+    pub rewards: Vec<RewardConfig>,
     /// Learning from worked answers.
+    #[serde(default, skip_serializing_if = "Supervised::is_none")]
     pub supervised: Supervised,
     /// Learning from the verifiable reward.
     pub reinforcement: Reinforcement,
@@ -68,20 +74,82 @@ impl Default for Trainable {
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "snake_case")]
+pub enum Data {
+    /// The built-in task: charts of public statistics and handwritten digits.
+    Charts(ChartData),
+    /// Rows of files.
+    Files(Box<FileData>),
+}
+
+/// Questions of the built-in task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Data {
+pub struct ChartData {
     /// Kinds of pictures, equally likely.
     pub pictures: Vec<Picture>,
 }
 
-/// The supervised phase.
+/// Questions that are rows of files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileData {
+    /// Files of training rows, or directories of such files: JSON lines (`.jsonl`) or Parquet (`.parquet`).
+    pub train: Vec<PathBuf>,
+    /// The same of the rows that training never sees.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_out: Vec<PathBuf>,
+    /// Without files of held-out rows, the share of the training rows that is put aside for that: the same rows for
+    /// every seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out_share: Option<f64>,
+    /// Files of the supervised phase; absent, those of training.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supervised: Vec<PathBuf>,
+    /// Whether every pass over the rows takes them in another order, which the seed decides; else in that of the files.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+    /// Rows that may be left out because they cannot be read. One more is an error.
+    #[serde(default)]
+    pub skip_bad: usize,
+    /// Columns whose values accuracies are told apart by, the most important first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<String>,
+    /// Images with fewer pixels are enlarged; absent, as the model's processor says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_pixels: Option<u64>,
+    /// Images with more pixels are reduced; absent, as the model's processor says. What an image costs grows with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pixels: Option<u64>,
+    /// Which columns hold what, and how a prompt is made of them.
+    #[serde(default)]
+    pub layout: Layout,
+}
+
+impl Data {
+    /// A few words for it.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let shown =
+            |paths: &[PathBuf]| -> Vec<String> { paths.iter().map(|path| path.display().to_string()).collect() };
+        let names = match self {
+            Self::Charts(ChartData { pictures }) => pictures.iter().map(|picture| picture.name().into()).collect(),
+            Self::Files(files) if files.held_out.is_empty() => shown(&files.train),
+            Self::Files(files) => shown(&files.held_out),
+        };
+        names.join(", ")
+    }
+}
+
+/// The supervised phase. A configuration without it has none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Supervised {
     /// Optimizer steps at most, all stages together.
     pub max_steps: usize,
-    /// Kinds of pictures of one stage after the other; a kind listed twice is shown twice as often. A model that can
-    /// read one kind learns the others sooner.
+    /// Of the built-in task: kinds of pictures of one stage after the other; a kind listed twice is shown twice as
+    /// often. A model that can read one kind learns the others sooner.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Vec<Picture>>,
     /// Examples a step, each new.
     pub batch_size: usize,
@@ -97,13 +165,49 @@ pub struct Supervised {
     /// Largest norm of the gradient of all parameters together.
     #[serde(default = "unit_norm")]
     pub max_gradient_norm: f32,
-    /// A stage ends once this share of new training examples is answered right, twice in a row, for every kind of
-    /// picture in it.
-    pub stop_accuracy: f64,
-    /// Steps between two looks at that share.
+    /// A stage ends once this share of new training examples is answered right, twice in a row, for every one of their
+    /// most important kinds; absent, it takes all its steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_accuracy: Option<f64>,
+    /// Steps between two looks at that share; 0 never looks.
+    #[serde(default)]
     pub check_every: usize,
     /// Examples of one look.
+    #[serde(default)]
     pub check_examples: usize,
+}
+
+impl Default for Supervised {
+    /// None.
+    fn default() -> Self {
+        Self {
+            max_steps: 0,
+            stages: Vec::new(),
+            batch_size: 1,
+            micro_batch: 1,
+            schedule: Schedule { peak: 1e-5, warmup_steps: 0, decay: Decay::Constant, final_share: 0.0 },
+            weight_decay: 0.0,
+            weight_decay_on: WeightDecayOn::default(),
+            max_gradient_norm: unit_norm(),
+            stop_accuracy: None,
+            check_every: 0,
+            check_examples: 0,
+        }
+    }
+}
+
+impl Supervised {
+    /// Whether there is no such phase.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// How many stages there are.
+    #[must_use]
+    pub fn stages(&self) -> usize {
+        self.stages.len().max(1)
+    }
 }
 
 /// The reinforcement phase.
@@ -141,10 +245,7 @@ pub struct Reinforcement {
     /// Largest norm of the gradient of all parameters together.
     #[serde(default = "unit_norm")]
     pub max_gradient_norm: f32,
-    /// Seconds that a reward may take; absent, as many as it wants.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reward_deadline_s: Option<f64>,
-    /// What becomes of a reward that fails or is late: `stop` or `abstain`.
+    /// What becomes of a reward that fails: `stop`, or `abstain`, which while measuring is an answer that is not right.
     #[serde(default)]
     pub reward_failure: RewardFailure,
     /// What is optimised.
@@ -244,8 +345,35 @@ impl Log {
 /// The key of the heads that KAWHI compares.
 pub(crate) const HEADS: &str = "reinforcement.credit.heads";
 
+/// Gives a key another value.
+fn overridden(table: &mut Table, one: &str) -> Result<(), Error> {
+    let fail = |problem: String| Error::Override { text: one.into(), problem };
+    let (key, value) = one.split_once('=').ok_or_else(|| fail("has no =, as in seed=1".into()))?;
+    let value = value.trim();
+    let value = toml::from_str::<Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| value.into());
+    let mut parts: Vec<&str> = key.trim().split('.').collect();
+    let last = parts.pop().unwrap_or_default();
+    if last.is_empty() || parts.contains(&"") {
+        return Err(fail("has no key before the =".into()));
+    }
+    let mut inner = table;
+    for part in parts {
+        let entry = inner.entry(part).or_insert_with(|| Table::new().into());
+        inner = entry.as_table_mut().ok_or_else(|| fail(format!("{part} is no table")))?;
+    }
+    inner.insert(last.into(), value);
+    Ok(())
+}
+
 fn once() -> usize {
     1
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn unit_norm() -> f32 {
@@ -275,14 +403,36 @@ impl RunConfig {
         Self::from_toml(&text, path)
     }
 
+    /// Reads a configuration in which some keys have other values, each as `dotted.key=value` with a value of TOML; one
+    /// that is no TOML is a text. A key may be one that the file leaves out.
+    ///
+    /// # Errors
+    /// See [`Self::from_file`]; [`Error::Override`] when one is not of that form, or leads through something that is no
+    /// table.
+    pub fn from_file_with(path: &Path, overrides: &[String]) -> Result<Self, Error> {
+        if overrides.is_empty() {
+            return Self::from_file(path);
+        }
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        let broken = |reason| Error::Toml { path: path.into(), reason: Box::new(reason) };
+        let mut table: Table = toml::from_str(&text).map_err(broken)?;
+        for one in overrides {
+            overridden(&mut table, one)?;
+        }
+        Self::checked(table.try_into().map_err(broken)?, path)
+    }
+
     /// Reads a configuration from the text of `path`.
     ///
     /// # Errors
     /// See [`Self::from_file`].
     pub fn from_toml(text: &str, path: &Path) -> Result<Self, Error> {
-        let config: Self =
-            toml::from_str(text).map_err(|reason| Error::Toml { path: path.into(), reason: Box::new(reason) })?;
-        match config.resolved().and_then(|config| config.check().map(|()| config)) {
+        let config = toml::from_str(text);
+        Self::checked(config.map_err(|reason| Error::Toml { path: path.into(), reason: Box::new(reason) })?, path)
+    }
+
+    fn checked(self, path: &Path) -> Result<Self, Error> {
+        match self.resolved().and_then(|config| config.check().map(|()| config)) {
             Err(Error::Setting { key, problem }) => Err(Error::Config { path: path.into(), key, problem }),
             resolved => resolved,
         }
@@ -322,8 +472,6 @@ impl RunConfig {
             ("threads", self.threads),
             ("supervised.batch_size", supervised.batch_size),
             ("supervised.micro_batch", supervised.micro_batch),
-            ("supervised.check_every", supervised.check_every),
-            ("supervised.check_examples", supervised.check_examples),
             ("reinforcement.prompts", reinforcement.prompts),
             ("reinforcement.mini_batches", reinforcement.mini_batches),
             ("reinforcement.passes", reinforcement.passes),
@@ -342,15 +490,26 @@ impl RunConfig {
         if i64::try_from(self.seed).is_err() {
             return fail("seed", format!("is {}; TOML has no integers above {}", self.seed, i64::MAX));
         }
-        if self.data.pictures.is_empty() {
-            return fail("data.pictures", "must name at least one kind of picture".into());
+        self.check_data()?;
+        if self.rewards.is_empty() {
+            return fail("rewards", "must list at least one reward".into());
         }
-        if supervised.stages.is_empty() || supervised.stages.iter().any(Vec::is_empty) {
-            return fail("supervised.stages", "must name at least one kind of picture for every stage".into());
+        if let Some(accuracy) = supervised.stop_accuracy {
+            if !(0.0..=1.0).contains(&accuracy) {
+                return fail("supervised.stop_accuracy", format!("is {accuracy}; it is a share between 0 and 1"));
+            }
+            if supervised.check_every == 0 {
+                return fail("supervised.check_every", "must be at least 1 for stop_accuracy to be looked at".into());
+            }
         }
-        if !(0.0..=1.0).contains(&supervised.stop_accuracy) {
-            let accuracy = supervised.stop_accuracy;
-            return fail("supervised.stop_accuracy", format!("is {accuracy}; it is a share between 0 and 1"));
+        if supervised.stages.len() > 1 && supervised.stop_accuracy.is_none() {
+            return fail(
+                "supervised.stop_accuracy",
+                "is missing; without it the first of several stages never ends".into(),
+            );
+        }
+        if supervised.check_every > 0 && supervised.check_examples == 0 {
+            return fail("supervised.check_examples", "must be at least 1".into());
         }
         let (MicroBatch::Groups(size) | MicroBatch::Tokens(size)) = reinforcement.micro_batch;
         if size == 0 {
@@ -363,11 +522,6 @@ impl RunConfig {
             if !(norm.is_finite() && norm > 0.0) {
                 return fail(key, format!("is {norm}; it has to be above zero"));
             }
-        }
-        if let Some(seconds) =
-            reinforcement.reward_deadline_s.filter(|seconds| !(seconds.is_finite() && *seconds > 0.0))
-        {
-            return fail("reinforcement.reward_deadline_s", format!("is {seconds}; it has to be above zero"));
         }
         if let Err(problem) = reinforcement.algorithm.check() {
             return fail("reinforcement.algorithm", problem.to_string());
@@ -406,6 +560,46 @@ impl RunConfig {
                 kawhi.validate().or_else(|error| fail("reinforcement.credit", format!("is out of range: {error}")))
             }
         }
+    }
+}
+
+impl RunConfig {
+    fn check_data(&self) -> Result<(), Error> {
+        let fail = |key, problem: String| Err(Error::Setting { key, problem });
+        let stages = &self.supervised.stages;
+        match &self.data {
+            Data::Charts(ChartData { pictures }) => {
+                if pictures.is_empty() {
+                    return fail("data.pictures", "must name at least one kind of picture".into());
+                }
+                let needed = self.supervised.max_steps > 0;
+                if (needed && stages.is_empty()) || stages.iter().any(Vec::is_empty) {
+                    return fail("supervised.stages", "must name at least one kind of picture for every stage".into());
+                }
+            }
+            Data::Files(files) => {
+                if files.train.is_empty() {
+                    return fail("data.train", "must name at least one file".into());
+                }
+                match files.held_out_share {
+                    None if files.held_out.is_empty() => {
+                        let problem = "must name at least one file, unless held_out_share puts rows aside";
+                        return fail("data.held_out", problem.into());
+                    }
+                    Some(_) if !files.held_out.is_empty() => {
+                        return fail("data.held_out_share", "puts rows aside, but data.held_out names files".into());
+                    }
+                    Some(share) if !(share > 0.0 && share < 1.0) => {
+                        return fail("data.held_out_share", format!("is {share}; it is a share between 0 and 1"));
+                    }
+                    _ => {}
+                }
+                if !stages.is_empty() {
+                    return fail("supervised.stages", "are kinds of pictures, which files do not have".into());
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,9 @@ use burn::tensor::Device;
 
 use crate::Error;
 
+/// The devices that a build can have, as far as they can be named without looking.
+pub(crate) const NAMES: [&str; 3] = ["flex", "cuda", "wgpu"];
+
 /// The device called `name`: `flex`, `cuda`, `cuda:<index>` or `wgpu`, as far as the build has them.
 ///
 /// # Errors

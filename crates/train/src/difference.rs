@@ -7,8 +7,19 @@ use toml::{Table, Value};
 
 /// Keys, and tables of keys, that change how a run is called, how fast it is and what it logs, and of what it computes at
 /// most the last bits.
-const FREE: [&str; 7] =
-    ["name", "device", "threads", "activation_checkpointing", "evaluation.samples", "log", "checkpoint"];
+const FREE: [&str; 9] = [
+    "name",
+    "device",
+    "threads",
+    "activation_checkpointing",
+    // Rows that cannot be read are left out or end the run; how many may be says which of the two.
+    "data.skip_bad",
+    // The same of answers that cannot be graded.
+    "reinforcement.reward_failure",
+    "evaluation.samples",
+    "log",
+    "checkpoint",
+];
 
 /// The first dotted key, in the order of the alphabet, that decides the result and differs, with its two values.
 pub(crate) fn first_difference<C: Serialize>(a: &C, b: &C) -> Option<(String, String, String)> {

@@ -39,6 +39,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A value given beside the configuration that cannot be put into it.
+    #[error("{text:?} {problem}")]
+    Override {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A device that this build does not have.
     #[error("device {name:?} is not available; this build has: {available}")]
     Device {
@@ -57,6 +65,12 @@ pub enum Error {
     #[error("{path} is no run directory: it has no config.toml")]
     NoRun {
         /// The directory.
+        path: PathBuf,
+    },
+    /// A run that has not kept the model that is asked for.
+    #[error("{path} has no such model: neither its directory nor a checkpoint is there")]
+    NoModel {
+        /// The run directory.
         path: PathBuf,
     },
     /// A line of a file of a run that cannot be read.
@@ -126,6 +140,46 @@ pub enum Error {
         #[source]
         source: firesight_rl::Error,
     },
+    /// An example that the model's processor refuses.
+    #[error("{origin}: the example cannot be shown to the model")]
+    Example {
+        /// Where it comes from.
+        origin: String,
+        /// What is wrong with it.
+        source: firesight_vlm::Error,
+    },
+    /// A prompt that leaves no room for the longest completion.
+    #[error(
+        "{origin}: the prompt has {tokens} tokens; with reinforcement.max_tokens behind it the model takes {longest}"
+    )]
+    PromptLength {
+        /// Where it comes from.
+        origin: String,
+        /// Its tokens, those of images included.
+        tokens: usize,
+        /// The most that it may have.
+        longest: usize,
+    },
+    /// An example without a worked answer, in the supervised phase.
+    #[error("{origin}: there is no worked answer to learn from; data.layout.columns.completion names their column")]
+    NoTarget {
+        /// Where it comes from.
+        origin: String,
+    },
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] firesight_data::Error),
+    /// The rewards of the configuration.
+    #[error(transparent)]
+    Rewards(#[from] firesight_reward::Error),
+    /// The reward of one completion.
+    #[error("{origin}: an answer could not be graded")]
+    Reward {
+        /// Where its example comes from.
+        origin: String,
+        /// Why.
+        source: firesight_reward::Error,
+    },
     /// The credit assigner.
     #[error(transparent)]
     Kawhi(#[from] firesight_kawhi::Error),
@@ -133,8 +187,10 @@ pub enum Error {
     #[error(transparent)]
     Task(#[from] crate::task::Error),
     /// A worked answer is longer than the longest completion.
-    #[error("the worked answer {text:?} has {tokens} tokens; reinforcement.max_tokens is {limit}")]
+    #[error("{origin}: the worked answer {text:?} has {tokens} tokens; reinforcement.max_tokens is {limit}")]
     TargetLength {
+        /// Where its example comes from.
+        origin: String,
         /// The answer.
         text: String,
         /// Its tokens, the end of the turn included.
@@ -142,4 +198,10 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+}
+
+/// An error with all of its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

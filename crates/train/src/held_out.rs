@@ -1,25 +1,34 @@
 //! Measuring a policy on examples that training never sees.
 
+use std::sync::Arc;
+
 use burn::module::Module;
-use firesight_rl::{Estimate, Metrics, Sampling};
+use firesight_rl::{Completion, Estimate, Metrics, Reward, RewardFailure, Sampling};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::config::{Evaluation, RunConfig};
-use crate::evaluate::{Accuracy, attempt_estimates, count_right, estimate_metrics, greedy_correct};
-use crate::examples::{Purpose, Question, Questions};
+use crate::evaluate::{Accuracy, Greedy, attempt_estimates, count_right, estimate_metrics, parts};
+use crate::grader::Grader;
 use crate::policy::VlmPolicy;
+use crate::questions::{Purpose, Question, Questions};
 
 /// Keeps the streams that attempts are drawn with apart from those of rollouts, fresh weights and adapters of the same
 /// seed.
 const DOMAIN: u64 = 0x6576_616c_0000_0000;
 
-/// Examples that training never sees, the same in every run, and the settings they are answered with.
+/// The metric of answers that could not be graded.
+pub(crate) const UNGRADED: &str = "eval/ungraded_fraction";
+
+/// Examples that training never sees, the same in every run, and the settings they are answered with. They are read
+/// and rendered a part at a time whenever they are asked: all pictures at once may be more than memory holds.
 #[derive(Debug)]
 pub struct HeldOut {
-    questions: Vec<Question>,
-    blanked: Vec<Question>,
+    questions: Arc<Questions>,
+    grader: Arc<Grader>,
+    count: usize,
     evaluation: Evaluation,
+    failure: RewardFailure,
     /// How attempts are drawn. Every evaluation of a run draws with the same random numbers, so two of them differ by
     /// what was learnt between them and not by luck alone.
     attempts: Sampling,
@@ -42,6 +51,12 @@ pub struct Sighted {
     pub accuracy: Estimate,
     /// The same by kind of picture and of question.
     pub greedy: Accuracy,
+    /// Questions.
+    #[serde(default)]
+    pub questions: usize,
+    /// Greedy answers that could not be graded; they count as not right.
+    #[serde(default)]
+    pub ungraded: usize,
     /// Of drawn answers, by the names `mean_at_<k>` and `pass_at_<k>`; empty when none are drawn.
     pub drawn: Vec<(String, Estimate)>,
 }
@@ -54,6 +69,7 @@ impl Sighted {
         let mut metrics = estimate_metrics("eval/accuracy", self.accuracy);
         // The overall mean is there already.
         metrics.extend(self.greedy.metrics("eval/accuracy").into_iter().skip(1));
+        metrics.push((UNGRADED.into(), self.ungraded as f64 / self.questions.max(1) as f64));
         metrics.extend(self.drawn.iter().flat_map(|(name, found)| estimate_metrics(&format!("eval/{name}"), *found)));
         metrics
     }
@@ -70,47 +86,79 @@ impl HeldOutAccuracy {
 }
 
 impl HeldOut {
-    /// Renders the held-out examples.
-    ///
-    /// # Errors
-    /// When the model's processor refuses one.
-    pub(crate) fn new(questions: &Questions, config: &RunConfig) -> Result<Self, Error> {
-        let found = questions.batch(Purpose::HeldOut, 0, config.evaluation.examples)?;
+    /// Those of a run.
+    pub(crate) fn new(questions: Arc<Questions>, grader: Arc<Grader>, config: &RunConfig) -> Self {
         let attempts = Sampling {
             temperature: config.reinforcement.temperature,
             max_tokens: config.reinforcement.max_tokens,
             seed: config.seed ^ DOMAIN,
             first_stream: 0,
         };
-        let (evaluation, threads) = (config.evaluation.clone(), config.threads);
-        Ok(Self { blanked: questions.blanked(&found)?, questions: found, evaluation, attempts, threads })
+        Self {
+            count: questions.held_out(config.evaluation.examples),
+            questions,
+            grader,
+            evaluation: config.evaluation.clone(),
+            failure: config.reinforcement.reward_failure,
+            attempts,
+            threads: config.threads,
+        }
     }
 
     /// With the picture.
     ///
     /// # Errors
-    /// When the model fails.
+    /// When an example cannot be read, or the model or a reward fails.
     pub fn sighted(&self, policy: &VlmPolicy) -> Result<Sighted, Error> {
+        self.sighted_and(policy, |_, _, _| Ok(()))
+    }
+
+    /// The same; `look` sees every question with its greedy answer and what that is worth.
+    pub(crate) fn sighted_and(
+        &self,
+        policy: &VlmPolicy,
+        mut look: impl FnMut(&Question, &Completion, &Reward) -> Result<(), Error>,
+    ) -> Result<Sighted, Error> {
         let policy = policy.valid().materialize();
-        let correct = greedy_correct(&policy, &self.questions, self.attempts.max_tokens, self.threads)?;
+        let (mut kinds, mut correct, mut right, mut ungraded) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let Evaluation { attempts, pass_at, .. } = &self.evaluation;
-        let drawn = if *attempts == 0 {
-            Vec::new()
-        } else {
-            let right = count_right(&policy, &self.questions, *attempts, self.attempts, self.threads)?;
-            attempt_estimates(&right, *attempts, pass_at)?
-        };
-        let greedy = Accuracy::of(&self.questions, &correct);
-        Ok(Sighted { accuracy: Estimate::of(&correct), greedy, drawn })
+        for part in parts(self.count) {
+            let questions = self.questions.batch(Purpose::HeldOut, part.start, part.len())?;
+            let graded = self.greedy().graded(&policy, &questions)?;
+            for (question, (answer, reward)) in questions.iter().zip(&graded) {
+                look(question, answer, reward)?;
+                correct.push(if Grader::is_right(reward) { 1.0 } else { 0.0 });
+                ungraded += usize::from(reward.parts.is_empty());
+            }
+            if *attempts > 0 {
+                let first_stream = (part.start * attempts) as u64;
+                let sampling = Sampling { first_stream, ..self.attempts };
+                right.extend(count_right(&policy, &questions, *attempts, sampling, &self.greedy())?);
+            }
+            kinds.extend(questions.iter().map(|question| question.example.kinds.clone()));
+        }
+        let drawn = if *attempts == 0 { Vec::new() } else { attempt_estimates(&right, *attempts, pass_at)? };
+        let greedy = Accuracy::of(kinds.iter().map(Vec::as_slice), &correct);
+        Ok(Sighted { accuracy: Estimate::of(&correct), greedy, questions: correct.len(), ungraded, drawn })
     }
 
     /// With a blank picture: what can be answered without looking.
     ///
     /// # Errors
-    /// When the model fails.
+    /// See [`Self::sighted`].
     pub fn blind(&self, policy: &VlmPolicy) -> Result<Estimate, Error> {
         let policy = policy.valid().materialize();
-        Ok(Estimate::of(&greedy_correct(&policy, &self.blanked, self.attempts.max_tokens, self.threads)?))
+        let mut correct = Vec::new();
+        for part in parts(self.count) {
+            let questions = self.questions.batch(Purpose::HeldOut, part.start, part.len())?;
+            correct.extend(self.greedy().correct(&policy, &self.questions.blanked(&questions)?)?);
+        }
+        Ok(Estimate::of(&correct))
+    }
+
+    fn greedy(&self) -> Greedy<'_> {
+        let (max_tokens, threads) = (self.attempts.max_tokens, self.threads);
+        Greedy { grader: &self.grader, failure: self.failure, max_tokens, threads }
     }
 
     /// With the picture and blind.
@@ -132,10 +180,10 @@ impl HeldOut {
         Ok(self.sighted(policy)?.metrics())
     }
 
-    /// The questions.
+    /// How many examples there are.
     #[must_use]
-    pub fn questions(&self) -> &[Question] {
-        &self.questions
+    pub fn count(&self) -> usize {
+        self.count
     }
 }
 
@@ -153,7 +201,7 @@ mod tests {
         let mut config = RunConfig::example("models/qwen-small");
         config.evaluation.examples = 2;
         let job = Job::new(&config).unwrap();
-        let held_out = job.held_out(&config).unwrap();
+        let held_out = job.held_out(&config);
         let settings = &config.reinforcement;
         let rollouts = Sampling {
             temperature: settings.temperature,
@@ -164,7 +212,8 @@ mod tests {
         assert_eq!(Sampling { seed: config.seed, ..held_out.attempts }, rollouts);
 
         let policy = job.policy(&config.trainable, config.seed).unwrap().valid();
-        let prompts: Vec<_> = held_out.questions().iter().map(|question| question.prompt.clone()).collect();
+        let questions = job.questions.batch(Purpose::HeldOut, 0, held_out.count()).unwrap();
+        let prompts: Vec<_> = questions.into_iter().map(|question| question.prompt).collect();
         let drawn = |sampling| policy.sample(&prompts, 1, sampling).unwrap();
         assert_eq!(drawn(held_out.attempts), drawn(held_out.attempts));
         assert_ne!(drawn(held_out.attempts), drawn(rollouts));

@@ -6,76 +6,133 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::Device;
 use firesight_kawhi::{Heads, KawhiConfig};
-use firesight_vlm::{Component, ModelConfig, Processor, QwenVl, has_weights};
+use firesight_reward::{BoxFrame, Rewards};
+use firesight_vlm::{Component, ModelConfig, Parameter, Processor, QwenVl, has_weights, parameters};
 
 use crate::Error;
-use crate::config::{CreditConfig, HEADS, RunConfig, Trainable};
+use crate::config::{ChartData, CreditConfig, Data, HEADS, RunConfig, Trainable};
 use crate::device::device;
-use crate::examples::Questions;
+use crate::grader::Grader;
 use crate::held_out::HeldOut;
 use crate::policy::VlmPolicy;
+use crate::questions::Questions;
+use crate::source::{Files, Source};
 use crate::task::{Charts, Picture};
 
-/// The examples of a run and the policy it starts from.
+/// Adds rewards to those of a configuration.
+pub type More<'a> = dyn Fn(Rewards) -> Result<Rewards, firesight_reward::Error> + 'a;
+
+/// The model of a run, as far as it is known before its weights are read.
 #[derive(Debug)]
-pub struct Job {
+pub(crate) struct Base {
     device: Device,
     activation_checkpointing: bool,
     model: PathBuf,
-    model_config: ModelConfig,
-    processor: Arc<Processor>,
-    /// Training examples.
-    pub questions: Questions,
+    pub(crate) model_config: ModelConfig,
+    pub(crate) processor: Arc<Processor>,
+}
+
+/// The examples of a run, what grades answers to them, and the policy it starts from.
+#[derive(Debug)]
+pub struct Job {
+    pub(crate) base: Base,
+    /// Training and held-out examples.
+    pub questions: Arc<Questions>,
     /// Training examples of each stage of the supervised phase.
     pub stages: Vec<Questions>,
+    /// The rewards.
+    pub grader: Arc<Grader>,
 }
 
 impl Job {
-    /// Reads the model directory.
+    /// Reads the model directory, looks at all rows of the data, and starts what grades answers.
     ///
     /// # Errors
-    /// When the device is not there, the model directory or the task is broken, or credit names a head that the model
-    /// does not have.
+    /// When the device is not there, the model directory or the data is broken, a reward cannot be used, or credit names
+    /// a head that the model does not have.
     pub fn new(config: &RunConfig) -> Result<Self, Error> {
-        let device = device(&config.device)?;
-        let model_config = ModelConfig::from_dir(&config.model)?;
-        check_heads(config, model_config.text_config.num_attention_heads)?;
-        let processor = Arc::new(Processor::from_dir(&config.model)?);
-        let charts = Charts::new()?;
-        let questions = |pictures: &[Picture]| -> Result<Questions, Error> {
-            Ok(Questions::new(charts.clone().with_pictures(pictures.to_vec())?, processor.clone(), config.seed))
+        Self::rewarded(config, &|rewards| Ok(rewards))
+    }
+
+    /// The same with what `more` makes of the configuration's rewards.
+    ///
+    /// # Errors
+    /// As there, and what `more` returns.
+    pub fn rewarded(config: &RunConfig, more: &More<'_>) -> Result<Self, Error> {
+        let base = Base::new(config)?;
+        check_heads(config, base.model_config.text_config.num_attention_heads)?;
+        let (context, longest) =
+            (base.model_config.text_config.max_position_embeddings, config.reinforcement.max_tokens);
+        let new = |source: Source| Questions::new(source, base.processor.clone(), config.seed).within(context, longest);
+        let (questions, stages) = match &config.data {
+            Data::Charts(ChartData { pictures }) => {
+                let charts = Charts::new()?;
+                let questions = |pictures: &Vec<Picture>| -> Result<Questions, Error> {
+                    Ok(new(charts.clone().with_pictures(pictures.clone())?.into()))
+                };
+                let stages = config.supervised.stages.iter().map(questions).collect::<Result<_, _>>()?;
+                (questions(pictures)?, stages)
+            }
+            Data::Files(data) => {
+                let files = Files::open(data)?;
+                let stage = (config.supervised.max_steps > 0).then(|| files.supervised(data)).transpose()?;
+                (new(files.into()), stage.into_iter().map(|stage| new(stage.into())).collect())
+            }
         };
-        let stages = config.supervised.stages.iter().map(|pictures| questions(pictures)).collect::<Result<_, _>>()?;
-        let questions = questions(&config.data.pictures)?;
+        // Qwen2.5-VL names places in pixels of the image that it sees, Qwen3-VL in thousandths of its sides.
+        let qwen3 = base.model_config.model_type.starts_with("qwen3_vl");
+        let frame = if qwen3 { BoxFrame::Thousand } else { BoxFrame::Resized };
+        let grader = Grader::from(more(Rewards::new(&config.rewards, frame)?)?);
+        Ok(Self { base, questions: Arc::new(questions), stages, grader: Arc::new(grader) })
+    }
+
+    /// The policy the run starts from: the weights of the model directory, or fresh ones of the seed; frozen and with
+    /// adapters as `trainable` says.
+    ///
+    /// # Errors
+    /// When the weights are broken or do not fit the tokenizer, or fresh ones would stay frozen.
+    pub fn policy(&self, trainable: &Trainable, seed: u64) -> Result<VlmPolicy, Error> {
+        self.base.policy(trainable, seed)
+    }
+
+    /// The held-out examples.
+    #[must_use]
+    pub fn held_out(&self, config: &RunConfig) -> HeldOut {
+        HeldOut::new(self.questions.clone(), self.grader.clone(), config)
+    }
+}
+
+impl Base {
+    /// Reads the model directory but for the weights.
+    pub(crate) fn new(config: &RunConfig) -> Result<Self, Error> {
+        Self::on(device(&config.device)?, config)
+    }
+
+    /// The same on another device than the configuration says.
+    pub(crate) fn on(device: Device, config: &RunConfig) -> Result<Self, Error> {
+        let model_config = ModelConfig::from_dir(&config.model)?;
+        let mut processor = Processor::from_dir(&config.model)?;
+        if let Data::Files(files) = &config.data {
+            let bound = |(bound, problem)| Error::Setting {
+                key: if bound == "min_pixels" { "data.min_pixels" } else { "data.max_pixels" },
+                problem,
+            };
+            processor = processor.with_pixels(files.min_pixels, files.max_pixels).map_err(bound)?;
+        }
         Ok(Self {
             device,
             activation_checkpointing: config.activation_checkpointing,
             model: config.model.clone(),
             model_config,
-            processor,
-            questions,
-            stages,
+            processor: Arc::new(processor),
         })
     }
 
-    /// The policy a run starts from: the weights of the model directory, or fresh ones of the run's seed; frozen and
-    /// with adapters as `trainable` says.
-    ///
-    /// # Errors
-    /// When the weights are broken or do not fit the tokenizer, or fresh ones would stay frozen.
-    pub fn policy(&self, trainable: &Trainable, seed: u64) -> Result<VlmPolicy, Error> {
+    /// See [`Job::policy`].
+    pub(crate) fn policy(&self, trainable: &Trainable, seed: u64) -> Result<VlmPolicy, Error> {
         let device = self.device.clone().autodiff();
-        let pretrained = has_weights(&self.model);
-        let frozen = match trainable {
-            Trainable { lora: Some(_), .. } => Some(("trainable.lora", "is set")),
-            Trainable { freeze_vision_tower: true, .. } => Some(("trainable.freeze_vision_tower", "is true")),
-            Trainable { .. } => None,
-        };
-        if let (false, Some((key, state))) = (pretrained, frozen) {
-            let problem = format!("{state}, which needs pretrained weights, and {} has none", self.model.display());
-            return Err(Error::Setting { key, problem });
-        }
-        let model = if pretrained {
+        self.check_weights(trainable)?;
+        let model = if has_weights(&self.model) {
             QwenVl::from_dir(&self.model, &device)?.train()
         } else {
             QwenVl::new(&self.model_config, seed, &device)
@@ -84,19 +141,46 @@ impl Job {
         if let Some(lora) = &trainable.lora {
             model = model.with_lora(lora, !trainable.freeze_vision_tower, seed)?;
         } else if trainable.freeze_vision_tower {
-            model = model.with_frozen(&[Component::Vision, Component::Merger]);
+            model = model.with_frozen(&TOWER);
         }
         Ok(VlmPolicy::new(model, self.processor.clone())?)
     }
 
-    /// Renders the held-out examples.
-    ///
-    /// # Errors
-    /// When the model's processor refuses one.
-    pub fn held_out(&self, config: &RunConfig) -> Result<HeldOut, Error> {
-        HeldOut::new(&self.questions, config)
+    /// The parameters of [`Self::policy`], without any of their values.
+    pub(crate) fn outline(&self, trainable: &Trainable) -> Result<Vec<Parameter>, Error> {
+        self.check_weights(trainable)?;
+        let mut model = QwenVl::without_weights(&self.model_config, &self.device);
+        if let Some(lora) = &trainable.lora {
+            model = model.with_lora(lora, !trainable.freeze_vision_tower, 0)?;
+        }
+        let mut found = parameters(&model);
+        // What has no value does not know whether it is trained.
+        for parameter in &mut found {
+            let frozen = trainable.freeze_vision_tower && TOWER.contains(&parameter.component);
+            parameter.trainable = if trainable.lora.is_some() { parameter.adapter } else { !frozen };
+        }
+        Ok(found)
+    }
+
+    /// Refuses what needs weights where there are none.
+    fn check_weights(&self, trainable: &Trainable) -> Result<(), Error> {
+        let frozen = match trainable {
+            Trainable { lora: Some(_), .. } => Some(("trainable.lora", "is set")),
+            Trainable { freeze_vision_tower: true, .. } => Some(("trainable.freeze_vision_tower", "is true")),
+            Trainable { .. } => None,
+        };
+        match frozen {
+            Some((key, state)) if !has_weights(&self.model) => {
+                let problem = format!("{state}, which needs pretrained weights, and {} has none", self.model.display());
+                Err(Error::Setting { key, problem })
+            }
+            _ => Ok(()),
+        }
     }
 }
+
+/// What `freeze_vision_tower` freezes.
+const TOWER: [Component; 2] = [Component::Vision, Component::Merger];
 
 /// Refuses heads that are not there before anything is trained; credit would find out at the first rollout.
 fn check_heads(config: &RunConfig, heads: usize) -> Result<(), Error> {
@@ -116,7 +200,32 @@ fn check_heads(config: &RunConfig, heads: usize) -> Result<(), Error> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use firesight_reward::{Asked, Response, Reward, Score};
+    use firesight_rl::{Completion, Task as _};
+
     use super::*;
+    use crate::questions::Purpose;
+
+    /// One for few tokens.
+    struct Short;
+
+    impl Reward for Short {
+        fn score(&self, _: &Asked<'_>, response: &Response<'_>) -> Result<Score, firesight_reward::Error> {
+            Ok((response.tokens < 3).into())
+        }
+    }
+
+    #[test]
+    fn a_reward_of_somebody_s_own_joins_those_of_the_configuration() {
+        let config = RunConfig::example("models/qwen-small");
+        let job = Job::rewarded(&config, &|rewards| rewards.with("short", 0.5, Box::new(Short))).unwrap();
+        let question = job.questions.batch(Purpose::Reinforcement, 0, 1).unwrap().remove(0);
+        let right = format!("\\boxed{{{}}}", question.example.answer.as_deref().unwrap());
+        for (tokens, total) in [(2, 1.5), (3, 1.0)] {
+            let completion = Completion { text: right.clone(), tokens: vec![0; tokens], ..Completion::default() };
+            assert_eq!(job.grader.reward(&question, &completion).unwrap().total(), Some(total));
+        }
+    }
 
     #[test]
     fn heads_that_the_model_does_not_have_are_refused_before_training() {

@@ -35,31 +35,18 @@ impl Outcome {
     /// The table for the end of a run.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(UTF8_BORDERS_ONLY);
-        let pictures = self.before.sighted.greedy.pictures.iter().map(|(picture, _)| picture.name());
-        let header = ["held-out accuracy", "with picture", "95 % interval"].into_iter().chain(pictures);
-        table.set_header(header.chain(["blind", "steps", "seconds"]));
-        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-        let mut row = |name: &str, accuracy: &HeldOutAccuracy, cost: Option<(usize, f64)>| {
-            let Sighted { accuracy: overall, greedy, .. } = &accuracy.sighted;
-            let interval = format!("{:.1} to {:.1} %", 100.0 * overall.low, 100.0 * overall.high);
-            let mut cells = vec![name.to_owned(), percent(overall.mean), interval];
-            cells.extend(greedy.pictures.iter().map(|&(_, share)| percent(share)));
-            cells.push(percent(accuracy.blind.mean));
-            cells.extend(cost.map_or([String::new(), String::new()], |(steps, seconds)| {
-                [steps.to_string(), format!("{seconds:.0}")]
-            }));
-            table.add_row(cells);
-        };
-        row("before", &self.before, None);
-        row("after warm-up", &self.supervised, Some(self.supervised_cost));
-        row("after RL", &self.reinforcement, Some(self.reinforcement_cost));
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
+        let mut rows = vec![("before", &self.before, None)];
+        for (name, accuracy, cost) in [
+            ("after warm-up", &self.supervised, self.supervised_cost),
+            ("after RL", &self.reinforcement, self.reinforcement_cost),
+        ] {
+            if cost.0 > 0 {
+                rows.push((name, accuracy, Some(cost)));
+            }
         }
         format!(
-            "{table}\n{} held-out questions, {:.0} s in all, run directory {}",
+            "{}\n{} held-out questions, {:.0} s in all, run directory {}",
+            accuracy_table(&rows),
             self.questions,
             self.seconds,
             self.directory.display()
@@ -81,4 +68,41 @@ impl Outcome {
     pub(crate) fn to_toml(&self) -> String {
         toml::to_string(self).expect("every field has a TOML form")
     }
+}
+
+/// What was measured, how it came out, and the steps and seconds before it.
+type Row<'a> = (&'a str, &'a HeldOutAccuracy, Option<(usize, f64)>);
+
+/// Held-out accuracies as a table: what they are of, and steps and seconds that it took where something was learnt.
+#[must_use]
+pub fn accuracy_table(rows: &[Row<'_>]) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY);
+    let costs = rows.iter().any(|(_, _, cost)| cost.is_some());
+    // Whatever was not measured in the first row is not in the others either: they are the same questions.
+    let kinds =
+        || rows.first().into_iter().filter_map(|(_, measured, _)| measured.sighted.greedy.kinds.first()).flatten();
+    let mut header = vec!["held-out accuracy", "with picture", "95 % interval"];
+    header.extend(kinds().map(|(kind, _)| kind.as_str()));
+    header.push("blind");
+    header.extend(["steps", "seconds"].into_iter().filter(|_| costs));
+    table.set_header(header);
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    for (name, measured, cost) in rows {
+        let Sighted { accuracy: overall, greedy, .. } = &measured.sighted;
+        let interval = format!("{:.1} to {:.1} %", 100.0 * overall.low, 100.0 * overall.high);
+        let mut cells = vec![(*name).to_owned(), percent(overall.mean), interval];
+        cells.extend(greedy.kinds.first().into_iter().flatten().map(|&(_, share)| percent(share)));
+        cells.push(percent(measured.blind.mean));
+        match cost {
+            Some((steps, seconds)) => cells.extend([steps.to_string(), format!("{seconds:.0}")]),
+            None if costs => cells.extend([String::new(), String::new()]),
+            None => {}
+        }
+        table.add_row(cells);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
 }

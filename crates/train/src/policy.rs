@@ -9,7 +9,7 @@ use firesight_rl::{
     Sampling, Scores, SignalSet, Signals,
 };
 use firesight_vlm::{
-    AttentionPoint, AttentionProbe, Generation, LastAttention, Probe, Probed, Processor, Prompt, QwenVl, Scored,
+    AttentionPoint, AttentionProbe, Generation, Grid, LastAttention, Probe, Probed, Processor, Prompt, QwenVl, Scored,
     TokenMask,
 };
 
@@ -48,6 +48,21 @@ impl VlmPrompt {
     #[must_use]
     pub(crate) fn passing(&self) -> Self {
         Self { prompt: Arc::new(Prompt::clone(&self.prompt)), cell: self.cell }
+    }
+
+    /// The sizes of its images as the model sees them, `(width, height)` in pixels.
+    pub(crate) fn image_sizes(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.prompt.images().iter().map(|image| image.rgb.dimensions())
+    }
+
+    /// Patches of its images.
+    pub(crate) fn grids(&self) -> Vec<Grid> {
+        self.prompt.images().iter().map(|image| image.grid).collect()
+    }
+
+    /// How many of its tokens stand for images.
+    pub(crate) fn image_tokens(&self) -> usize {
+        self.prompt.image_spans().iter().map(ExactSizeIterator::len).sum()
     }
 
     /// Its token ids, image placeholders expanded.

@@ -3,15 +3,15 @@
 //! Every part looks at how far the run has come, so that a run that goes on passes over what is done. A checkpoint
 //! stands after each part; what is written before the next one is written again.
 
-use std::error::Error as _;
 use std::path::PathBuf;
 
-use firesight_vlm::has_weights;
+use firesight_vlm::{has_weights, parameters};
 
 use crate::Error;
 use crate::config::RunConfig;
+use crate::error::chain;
 use crate::held_out::{HeldOut, HeldOutAccuracy};
-use crate::job::Job;
+use crate::job::{Job, More};
 use crate::outcome::Outcome;
 use crate::progress::Progress;
 use crate::reinforcement::reinforcement;
@@ -92,6 +92,22 @@ pub fn run(
     stop: &Stop,
     progress: &mut Progress,
 ) -> Result<Ending, Error> {
+    run_rewarded(config, &|rewards| Ok(rewards), destination, stop, progress)
+}
+
+/// [`run`] with what `more` makes of the configuration's rewards: with some of one's own,
+/// `|rewards| rewards.with("short", 0.2, Box::new(Short))`. The configuration does not say what they are, so whoever goes
+/// on with the run has to give the same.
+///
+/// # Errors
+/// As there, and what `more` returns.
+pub fn run_rewarded(
+    config: &RunConfig,
+    more: &More<'_>,
+    destination: &Destination,
+    stop: &Stop,
+    progress: &mut Progress,
+) -> Result<Ending, Error> {
     let config = &config.clone().resolved()?;
     config.check()?;
     let begun = destination.resume(config)?;
@@ -103,14 +119,15 @@ pub fn run(
         report(directory, progress);
         return Ok(Ending::Complete(Box::new(outcome)));
     }
-    let job = Job::new(config)?;
+    let job = Job::rewarded(config, more)?;
     let policy = job.policy(&config.trainable, config.seed)?;
     let directory = begun.map_or_else(|| destination.create(config), Ok)?;
     let origin = if has_weights(&config.model) { "weights of" } else { "fresh weights for" };
-    progress.note(&trainable_table(&policy.model));
+    progress.note(&trainable_table(&parameters(&policy.model)));
     progress.note(&format!("{origin} {}, run directory {}", config.model.display(), directory.path().display()));
 
     let mut run = Run::new(config, &job, directory, stop, progress);
+    run.say_passed_over();
     let state = run.restore(policy)?;
     let ending = phases(state, &mut run)?;
     report(&run.directory, run.progress);
@@ -122,8 +139,7 @@ fn report(directory: &RunDirectory, progress: &Progress) {
     match write_report(directory.path()) {
         Ok(report) => progress.note(&format!("report {}", report.display())),
         Err(error) => {
-            let reason = error.source().map_or_else(String::new, |source| format!(": {source}"));
-            progress.note(&format!("no report: {error}{reason}"));
+            progress.note(&format!("no report: {}", chain(&error)));
         }
     }
 }
@@ -138,7 +154,7 @@ fn phases(state: State, run: &mut Run<'_>) -> Result<Ending, Error> {
         return stopped(run);
     }
     // Only now, so that training starts at once.
-    let held_out = run.job.held_out(config)?;
+    let held_out = run.job.held_out(config);
     let start = measure_start(&mut state, &held_out, run)?;
     let (false, Some(start)) = (run.ends_with(&state)?, start) else { return stopped(run) };
     let state = reinforcement(state, &held_out, run)?;
@@ -174,6 +190,11 @@ fn measure_start(
     }
     let after = if let Some(after) = &position.after_supervised {
         after.clone()
+    } else if steps == 0 {
+        // The same policy.
+        position.best =
+            (run.config.evaluation.every > 0).then_some(Best { step: 0, accuracy: before.sighted.accuracy.mean });
+        before.clone()
     } else {
         let after = run.measure(held_out, &state.policy, "after_supervised", steps)?;
         let accuracy = after.sighted.accuracy.mean;
@@ -193,7 +214,13 @@ fn finish(
     run: &mut Run<'_>,
 ) -> Result<Outcome, Error> {
     let State { position, policy, .. } = state;
-    let reinforced = run.measure(held_out, &policy, "after_reinforcement", position.reinforcement.steps)?;
+    let steps = position.reinforcement.steps;
+    let reinforced = if steps > 0 {
+        run.measure(held_out, &policy, "after_reinforcement", steps)?
+    } else {
+        // The same policy.
+        supervised.clone()
+    };
     if position.best.is_some_and(|best| reinforced.sighted.accuracy.mean > best.accuracy) {
         run.directory.save_model("best", &policy)?;
     }
@@ -205,7 +232,7 @@ fn finish(
         supervised_cost: (position.supervised.steps, position.supervised.seconds),
         reinforcement_cost: (position.reinforcement.steps, position.reinforcement.seconds),
         seconds: run.seconds(),
-        questions: held_out.questions().len(),
+        questions: held_out.count(),
         before,
         supervised,
         reinforcement: reinforced,

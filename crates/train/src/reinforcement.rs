@@ -1,20 +1,22 @@
 //! Learning from the verifiable reward alone.
 
-use std::error::Error as _;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use firesight_rl::{
-    CreditAssigner, Deadline, Error as TrainerError, Group, Options, Reward, Rollout, Sampling, StepReport, Task,
-    Trainer, Uniform,
+    CreditAssigner, Error as TrainerError, Group, Metrics, Options, Reward, Rollout, Sampling, StepReport, Trainer,
+    Uniform,
 };
 
 use crate::Error;
 use crate::config::{CreditConfig, Reinforcement, RunConfig};
+use crate::error::chain;
 use crate::evaluate::Accuracy;
-use crate::examples::{ChartTask, Purpose, Question, Questions};
+use crate::example::Kind;
 use crate::held_out::HeldOut;
+use crate::job::Job;
 use crate::policy::{VlmPolicy, VlmPrompt};
-use crate::progress::Field;
+use crate::progress::{Field, Shown};
+use crate::questions::{Purpose, Question};
 use crate::rollouts::RolloutFiles;
 use crate::run::Run;
 use crate::samples::write_samples;
@@ -22,7 +24,7 @@ use crate::state::{Best, Position, State};
 use crate::supervised::adamw;
 
 /// Prompts that are sampled together. A constant, so that it never decides a result.
-const SAMPLING_BATCH: usize = 16;
+pub(crate) const SAMPLING_BATCH: usize = 16;
 
 /// Trains by rollouts and rewards, until the steps are used up or the run is to stop. Goes on from where `state` is in
 /// this phase.
@@ -33,67 +35,51 @@ pub fn reinforcement(state: State, held_out: &HeldOut, run: &mut Run<'_>) -> Res
     let (config, settings) = (run.config, &run.config.reinforcement);
     let mut position = state.position.clone();
     let mut trainer = trainer(state, config)?;
-    run.progress.phase("reinforcement", settings.steps, position.reinforcement.steps);
+    let said = position.reinforcement.steps - usize::from(position.reinforcement.unwritten.is_some());
+    run.progress.phase("reinforcement", settings.steps, said);
     save_best(&position, &trainer.policy, run)?;
-    while !position.reinforcement.finished(settings) {
-        let start = Instant::now();
-        let learning_rate = settings.schedule.at(position.reinforcement.steps, settings.steps);
-        let step = position.reinforcement.steps + 1;
-        let trained = Instant::now();
-        let (rollout, samples) = rollout(&mut trainer, settings, &run.job.questions)?;
-        if let Some(first) = rollout.failures.first() {
-            let reason = first.source().map_or_else(String::new, |source| format!(": {source}"));
-            run.progress.note(&format!("step {step}: {} rewards abstain; {first}{reason}", rollout.failures.len()));
-        }
-        let update = match trainer.update(&rollout.groups, learning_rate) {
-            Ok(update) => update,
-            Err(source) => {
-                return Err(keep_failed_update(source, step, &trainer.policy, &samples, &rollout.groups, run)?);
+    loop {
+        if position.reinforcement.unwritten.is_none() {
+            if position.reinforcement.finished(settings) {
+                break;
             }
-        };
-        let report = StepReport::new(rollout, update, trained.elapsed());
-        let mut metrics = report.metrics.clone();
-        metrics.push(("learning_rate".into(), learning_rate));
-        let rewards: Vec<f64> = report.groups.iter().map(mean_reward).collect();
-        // The overall mean comes first, and the trainer reports that already.
-        metrics.extend(Accuracy::of(&samples, &rewards).metrics("reward/mean").into_iter().skip(1));
-        metrics.extend(peak_memory().map(|bytes| ("memory/peak_bytes".into(), bytes)));
-        let last = step == settings.steps;
+            step(&mut trainer, &mut position, run)?;
+        }
+        let start = Instant::now();
+        let (step, last) = (position.reinforcement.steps, position.reinforcement.finished(settings));
         let mut improved = false;
+        let mut measured = Metrics::new();
         if config.evaluation.every > 0 && step.is_multiple_of(config.evaluation.every) && !last {
-            let found = held_out.while_learning(&trainer.policy)?;
-            let accuracy = found[0].1;
-            metrics.extend(found);
+            measured = match held_out.while_learning(&trainer.policy) {
+                Ok(measured) => measured,
+                Err(error) => {
+                    run.rescue(&between_steps(&position, &trainer), step, &error);
+                    return Err(error);
+                }
+            };
+            run.say_passed_over();
+            let accuracy = measured[0].1;
             position.reinforcement.accuracy = Some(accuracy);
-            improved = position.best.is_none_or(|best| accuracy > best.accuracy);
+            let graded = run.say_ungraded(&measured);
+            improved = graded && position.best.is_none_or(|best| accuracy > best.accuracy);
             if improved {
                 position.best = Some(Best { step, accuracy });
             }
         }
+        let mut metrics = position.reinforcement.unwritten.take().unwrap_or_default();
+        metrics.extend(measured);
         run.directory.metrics("reinforcement", step, &metrics)?;
+        let metric = |name: &str| metrics.iter().find(|(other, _)| other == name).map(|(_, value)| *value);
         run.progress.step(&[
-            Field::maybe("reward", report.metric("reward/mean")),
-            Field::maybe("entropy", report.metric("entropy/mean")),
+            Field::maybe("reward", metric("reward/mean")),
+            Field::maybe("entropy", metric("entropy/mean")),
             Field::maybe("accuracy", position.reinforcement.accuracy),
         ]);
-        if step == 1 || last {
-            write_samples(&run.directory, step, &samples, &report, config.evaluation.samples)?;
-        }
-        if config.log.writes_rollout(step, settings.steps) {
-            rollout_files(run, &trainer.policy).write_learnt(step, &samples, &report)?;
-        }
-        let at = &mut position.reinforcement;
-        (at.steps, at.first_stream) = (step, trainer.options.sampling.first_stream);
-        at.seconds += start.elapsed().as_secs_f64();
+        position.reinforcement.seconds += start.elapsed().as_secs_f64();
         if last {
             break;
         }
-        let ends = run.ends_after(step, improved, || State {
-            position: position.clone(),
-            policy: trainer.policy.clone(),
-            optimizer: Some(trainer.optimizer.clone()),
-            reference: trainer.reference.clone(),
-        })?;
+        let ends = run.ends_after(step, improved, || between_steps(&position, &trainer))?;
         save_best(&position, &trainer.policy, run)?;
         if ends {
             break;
@@ -103,35 +89,87 @@ pub fn reinforcement(state: State, held_out: &HeldOut, run: &mut Run<'_>) -> Res
     Ok(State { position, policy: trainer.policy, optimizer: None, reference: None })
 }
 
+/// Draws, grades and learns. What there is to say of it is written with what is measured after it.
+fn step(trainer: &mut Trainer<VlmPolicy>, position: &mut Position, run: &mut Run<'_>) -> Result<(), Error> {
+    let (config, settings) = (run.config, &run.config.reinforcement);
+    let start = Instant::now();
+    let learning_rate = settings.schedule.at(position.reinforcement.steps, settings.steps);
+    let step = position.reinforcement.steps + 1;
+    let drawn = rollout(trainer, settings, run.job);
+    run.say_passed_over();
+    let (rollout, samples) = match drawn {
+        Ok(drawn) => drawn,
+        Err(error) => {
+            run.rescue(&between_steps(position, trainer), step - 1, &error);
+            return Err(error);
+        }
+    };
+    if let Some(first) = rollout.failures.first() {
+        run.progress.note(&format!("step {step}: {} rewards abstain; {}", rollout.failures.len(), chain(first)));
+    }
+    let update = match trainer.update(&rollout.groups, learning_rate) {
+        Ok(update) => update,
+        Err(source) => {
+            return Err(keep_failed_update(source, step, &trainer.policy, &samples, &rollout.groups, run)?);
+        }
+    };
+    let report = StepReport::new(rollout, update, start.elapsed());
+    let mut metrics = report.metrics.clone();
+    metrics.push(("learning_rate".into(), learning_rate));
+    // What abstained is worth nothing, and not zero.
+    let graded = samples.iter().zip(&report.groups).filter_map(|(sample, group)| Some((sample, mean_reward(group)?)));
+    let (kinds, rewards): (Vec<&[Kind]>, Vec<f64>) =
+        graded.map(|(sample, reward)| (sample.example.kinds.as_slice(), reward)).unzip();
+    // The overall mean comes first, and the trainer reports that already.
+    metrics.extend(Accuracy::of(kinds, &rewards).metrics("reward/mean").into_iter().skip(1));
+    metrics.extend(peak_memory().map(|bytes| ("memory/peak_bytes".into(), bytes)));
+    if let (Some(question), Some(group)) = (samples.first(), report.groups.first()) {
+        run.progress.rollout(&Shown {
+            question: &question.example.question,
+            answer: question.example.answer.as_deref(),
+            response: &group.completions[0].text,
+            reward: group.rewards[0].total(),
+        });
+    }
+    if step == 1 || step == settings.steps {
+        write_samples(&run.directory, step, &samples, &report, config.evaluation.samples)?;
+    }
+    if config.log.writes_rollout(step, settings.steps) {
+        rollout_files(run, &trainer.policy).write_learnt(step, &samples, &report)?;
+    }
+    let at = &mut position.reinforcement;
+    (at.steps, at.first_stream) = (step, trainer.options.sampling.first_stream);
+    (at.seconds, at.unwritten) = (at.seconds + start.elapsed().as_secs_f64(), Some(metrics));
+    Ok(())
+}
+
+/// The run between two steps.
+fn between_steps(position: &Position, trainer: &Trainer<VlmPolicy>) -> State {
+    State {
+        position: position.clone(),
+        policy: trainer.policy.clone(),
+        optimizer: Some(trainer.optimizer.clone()),
+        reference: trainer.reference.clone(),
+    }
+}
+
 /// Draws and grades the prompts of a step, each new. How many there were before says how far the random streams are, as
 /// every prompt takes as many of them as it has completions.
 fn rollout(
     trainer: &mut Trainer<VlmPolicy>,
     settings: &Reinforcement,
-    questions: &Questions,
+    job: &Job,
 ) -> Result<(Rollout<VlmPrompt>, Vec<Question>), Error> {
     let mut drawn = trainer.options.sampling.first_stream as usize / settings.group_size;
     let mut more = |count| {
         drawn += count;
-        questions.batch(Purpose::Reinforcement, drawn - count, count)
+        job.questions.batch(Purpose::Reinforcement, drawn - count, count)
     };
-    match settings.reward_deadline_s.map(Duration::from_secs_f64) {
-        Some(limit) => graded(trainer, &Deadline::new(ChartTask, limit), settings, &mut more),
-        None => graded(trainer, &ChartTask, settings, &mut more),
-    }
-}
-
-fn graded<T: Task<Sample = Question, Prompt = VlmPrompt>>(
-    trainer: &mut Trainer<VlmPolicy>,
-    task: &T,
-    settings: &Reinforcement,
-    more: &mut impl FnMut(usize) -> Result<Vec<Question>, Error>,
-) -> Result<(Rollout<VlmPrompt>, Vec<Question>), Error> {
     if let Some(rounds) = settings.dynamic_sampling {
-        return trainer.dynamic_rollout(task, settings.prompts, rounds, more);
+        return trainer.dynamic_rollout(&*job.grader, settings.prompts, rounds, more);
     }
     let samples = more(settings.prompts)?;
-    Ok((trainer.rollout(task, &samples)?, samples))
+    Ok((trainer.rollout(&*job.grader, &samples)?, samples))
 }
 
 /// Keeps the policy in the directory `best` if it is. A checkpoint of it comes first, so that a run goes on either
@@ -201,9 +239,10 @@ fn credit(config: &CreditConfig, policy: &VlmPolicy) -> Result<Box<dyn CreditAss
     })
 }
 
-fn mean_reward(group: &Group<VlmPrompt>) -> f64 {
+/// `None` where all abstain.
+fn mean_reward(group: &Group<VlmPrompt>) -> Option<f64> {
     let totals = || group.rewards.iter().filter_map(Reward::total).map(f64::from);
-    totals().sum::<f64>() / totals().count().max(1) as f64
+    (totals().count() > 0).then(|| totals().sum::<f64>() / totals().count() as f64)
 }
 
 /// Largest resident memory of the process so far in bytes, where the operating system tells.
@@ -239,7 +278,7 @@ mod tests {
         let run = Run::new(&config, &job, directory, &stop, &mut progress);
         let mut trainer = trainer(State::start(job.policy(&config.trainable, 0).unwrap()), &config).unwrap();
         let samples = job.questions.batch(Purpose::Reinforcement, 0, 2).unwrap();
-        let mut groups = trainer.rollout(&ChartTask, &samples).unwrap().groups;
+        let mut groups = trainer.rollout(&*job.grader, &samples).unwrap().groups;
         groups[1].rewards[0] = Reward::of("accuracy", f32::NAN);
         let source = trainer.update(&groups, 1e-3).unwrap_err();
 
@@ -254,7 +293,7 @@ mod tests {
         assert!(lines[1]["completions"][0]["advantage"].is_null());
         let tokens = serde_json::to_value(&groups[1].completions[0].tokens).unwrap();
         assert_eq!(lines[1]["completions"][0]["tokens"], tokens);
-        assert!(run.directory().join(lines[0]["image"].as_str().unwrap()).is_file());
+        assert!(run.directory().join(lines[0]["images"][0].as_str().unwrap()).is_file());
         firesight_vlm::QwenVl::from_dir(&policy, &burn::tensor::Device::flex()).unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::Error;
 use crate::config::RunConfig;
-use crate::held_out::{HeldOut, HeldOutAccuracy};
+use crate::held_out::{HeldOut, HeldOutAccuracy, UNGRADED};
 use crate::job::Job;
 use crate::policy::VlmPolicy;
 use crate::progress::Progress;
@@ -65,6 +65,37 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Keeps a checkpoint after `steps` of a phase, because what came next failed with `error`: a picture that is gone or a
+    /// reward program that died is no reason to lose the steps since the last. Should this fail as well, the first error
+    /// is the one to tell. A policy that failed is not worth going on from.
+    pub(crate) fn rescue(&mut self, state: &State, steps: usize, error: &Error) {
+        if matches!(error, Error::Trainer(firesight_rl::Error::Policy(_))) {
+            return;
+        }
+        match self.keep(state) {
+            Ok(()) => self.progress.note(&format!("the run can go on after step {steps} with --resume")),
+            Err(error) => self.progress.note(&format!("no checkpoint could be kept: {error}")),
+        }
+    }
+
+    /// Says which examples were passed over since this was last asked.
+    pub(crate) fn say_passed_over(&self) {
+        for passed_over in self.job.questions.passed_over() {
+            self.progress.note(&passed_over);
+        }
+    }
+
+    /// Says how many answers of an evaluation could not be graded, and returns whether all were.
+    pub(crate) fn say_ungraded(&self, measured: &[(String, f64)]) -> bool {
+        let share = measured.iter().find(|(name, _)| name == UNGRADED).map_or(0.0, |(_, share)| *share);
+        if share > 0.0 {
+            let percent = 100.0 * share;
+            self.progress
+                .note(&format!("{percent:.1} % of the held-out answers could not be graded; they are not right"));
+        }
+        share == 0.0
+    }
+
     /// Whether it has been asked to stop.
     pub(crate) fn is_to_stop(&self) -> bool {
         self.stop.requested()
@@ -97,7 +128,10 @@ impl<'a> Run<'a> {
         step: usize,
     ) -> Result<HeldOutAccuracy, Error> {
         let measured = held_out.measure(policy)?;
-        self.directory.metrics(phase, step, &measured.metrics())?;
+        self.say_passed_over();
+        let metrics = measured.metrics();
+        self.say_ungraded(&metrics);
+        self.directory.metrics(phase, step, &metrics)?;
         Ok(measured)
     }
 

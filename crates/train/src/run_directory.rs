@@ -22,7 +22,7 @@ use crate::tensorboard::{self, EventFile};
 
 pub(crate) const CONFIG: &str = "config.toml";
 pub(crate) const METRICS: &str = "metrics.jsonl";
-const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// There once the run is complete.
 pub(crate) const OUTCOME: &str = "outcome.toml";
 /// Made of the others, at any time.

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use firesight_rl::{Completion, Group, StepReport, TokenCredit};
 
 use crate::Error;
-use crate::examples::Question;
 use crate::policy::VlmPrompt;
+use crate::questions::Question;
 use crate::rollouts::png;
 use crate::run_directory::RunDirectory;
 
@@ -20,7 +20,10 @@ pub(crate) fn write_samples(
 ) -> Result<(), Error> {
     for (index, (question, group)) in questions.iter().zip(&report.groups).take(count).enumerate() {
         let name = format!("samples/step{step:04}-{index}");
-        run.write(&format!("{name}.png"), &png(&question.example.image))?;
+        for (number, picture) in question.example.images.iter().enumerate() {
+            let number = if number == 0 { String::new() } else { format!("-image{}", number + 1) };
+            run.write(&format!("{name}{number}.png"), &png(&picture.pixels))?;
+        }
         let text = describe(question, group, &report.advantages[index], &report.credit[index]);
         run.write(&format!("{name}.txt"), text.as_bytes())?;
     }
@@ -29,7 +32,8 @@ pub(crate) fn write_samples(
 
 fn describe(question: &Question, group: &Group<VlmPrompt>, advantages: &[f32], credit: &[TokenCredit]) -> String {
     let example = &question.example;
-    let mut text = format!("{}\n{}\nanswer: {}\n", example.title, example.question, example.answer);
+    let mut text =
+        format!("{}\n{}\nanswer: {}\n", example.origin, example.question, example.answer.as_deref().unwrap_or("none"));
     for (index, completion) in group.completions.iter().enumerate() {
         let reward = &group.rewards[index];
         let _ = writeln!(

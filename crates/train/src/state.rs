@@ -70,12 +70,12 @@ impl SupervisedPosition {
     /// Whether the phase is over.
     #[must_use]
     pub fn finished(&self, settings: &config::Supervised) -> bool {
-        self.steps >= settings.max_steps || self.stage >= settings.stages.len()
+        self.steps >= settings.max_steps || self.stage >= settings.stages()
     }
 }
 
 /// How far the reinforcement phase has come.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReinforcementPosition {
     /// Rollouts trained on, and with them the examples used up.
@@ -86,6 +86,9 @@ pub struct ReinforcementPosition {
     pub accuracy: Option<f64>,
     /// Seconds that the steps took.
     pub seconds: f64,
+    /// The metrics of the last step, if the evaluation that belongs to it is still to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unwritten: Option<Vec<(String, f64)>>,
 }
 
 impl ReinforcementPosition {

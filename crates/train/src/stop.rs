@@ -1,7 +1,9 @@
+use std::io::{Write as _, stderr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::Error;
+use crate::progress::terminal::above;
 
 /// Asks a run to stop after the step it is at; clones ask the same run.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +22,10 @@ impl Stop {
             if asked.request() {
                 std::process::exit(130);
             }
-            eprintln!("ends after this step; once more ends it at once");
+            above(|| {
+                // Whether or not anybody reads it.
+                let _ = writeln!(stderr(), "ends after this step; once more ends it at once");
+            });
         })?;
         Ok(stop)
     }

@@ -9,13 +9,14 @@ use firesight_rl::{
     Completion, Error as TrainerError, Group, Policy, SignalSet, adamw_with_decay_groups, clip_global_norm,
     gradients_in_parallel,
 };
+use firesight_vlm::Processor;
 
 use crate::Error;
 use crate::config::{RunConfig, WeightDecayOn};
-use crate::evaluate::{Accuracy, greedy_correct};
-use crate::examples::{Purpose, Question};
+use crate::evaluate::{Accuracy, Greedy};
 use crate::policy::{VlmPolicy, VlmPrompt};
 use crate::progress::Field;
+use crate::questions::{Purpose, Question};
 use crate::run::Run;
 use crate::state::State;
 
@@ -48,22 +49,36 @@ pub fn supervised(state: State, run: &mut Run<'_>) -> Result<State, Error> {
         let start = Instant::now();
         let at = &mut position.supervised;
         let questions = &run.job.stages[at.stage];
-        let batch = questions.batch(Purpose::Supervised, at.steps * settings.batch_size, settings.batch_size)?;
         let learning_rate = settings.schedule.at(at.steps, settings.max_steps);
+        let batch = questions.batch(Purpose::Supervised, at.steps * settings.batch_size, settings.batch_size);
+        let groups = batch.and_then(|batch| targets(&policy, &batch, config));
+        let groups = match groups {
+            Ok(groups) => groups,
+            Err(error) => {
+                let steps = at.steps;
+                run.rescue(&State { position, policy, optimizer: Some(optimizer), reference: None }, steps, &error);
+                return Err(error);
+            }
+        };
+        run.say_passed_over();
         let (loss, norm);
-        (policy, loss, norm) = supervised_step(policy, &mut optimizer, &batch, learning_rate, config)?;
+        (policy, loss, norm) = supervised_step(policy, &mut optimizer, &groups, learning_rate, config)?;
         at.steps += 1;
         let mut metrics =
             vec![("loss/supervised".into(), loss), ("grad/norm".into(), norm), ("learning_rate".into(), learning_rate)];
-        if at.steps.is_multiple_of(settings.check_every) {
+        if settings.check_every > 0 && at.steps.is_multiple_of(settings.check_every) {
             let first = at.steps / settings.check_every * settings.check_examples;
             let check = questions.batch(Purpose::Check, first, settings.check_examples)?;
-            let correct =
-                greedy_correct(&policy.valid().materialize(), &check, config.reinforcement.max_tokens, config.threads)?;
-            let found = Accuracy::of(&check, &correct);
+            let greedy = Greedy {
+                grader: &run.job.grader,
+                failure: config.reinforcement.reward_failure,
+                max_tokens: config.reinforcement.max_tokens,
+                threads: config.threads,
+            };
+            let found = Accuracy::of_questions(&check, &greedy.correct(&policy.valid().materialize(), &check)?);
             metrics.extend(found.metrics("train/accuracy"));
             // A kind of picture that it could not read at all would later earn no reward to learn from.
-            let passes = found.pictures.iter().all(|&(_, accuracy)| accuracy >= settings.stop_accuracy);
+            let passes = settings.stop_accuracy.is_some_and(|enough| found.lowest() >= enough);
             // Twice in a row: one look at a few examples can be luck.
             if passes && at.passed {
                 (at.stage, at.passed) = (at.stage + 1, false);
@@ -91,12 +106,12 @@ pub fn supervised(state: State, run: &mut Run<'_>) -> Result<State, Error> {
     }
     run.progress.finish();
     let at = &position.supervised;
-    if at.steps >= settings.max_steps && at.stage < settings.stages.len() {
+    if settings.stop_accuracy.is_some() && at.steps >= settings.max_steps && at.stage < settings.stages() {
         run.progress.note(&format!(
             "the warm-up ended at its {} steps in stage {} of {}, before stop_accuracy was reached",
             at.steps,
             at.stage + 1,
-            settings.stages.len()
+            settings.stages()
         ));
     }
     Ok(State { position, policy, optimizer: None, reference: None })
@@ -107,11 +122,10 @@ pub fn supervised(state: State, run: &mut Run<'_>) -> Result<State, Error> {
 fn supervised_step(
     policy: VlmPolicy,
     optimizer: &mut ModuleOptimizer,
-    batch: &[Question],
+    targets: &[Group<VlmPrompt>],
     learning_rate: f64,
     config: &RunConfig,
 ) -> Result<(VlmPolicy, f64, f64), Error> {
-    let targets = batch.iter().map(|question| target(&policy, question, config)).collect::<Result<Vec<_>, Error>>()?;
     let tokens: usize = targets.iter().map(|group| group.completions[0].tokens.len()).sum();
     let micro_batches: Vec<&[Group<VlmPrompt>]> = targets.chunks(config.supervised.micro_batch).collect();
     let (gradients, losses) = gradients_in_parallel(&policy, micro_batches.len(), config.threads, |policy, job| {
@@ -138,14 +152,19 @@ fn supervised_step(
     Ok((policy, losses.iter().sum(), norm))
 }
 
+/// The worked answers as completions to imitate.
+fn targets(policy: &VlmPolicy, batch: &[Question], config: &RunConfig) -> Result<Vec<Group<VlmPrompt>>, Error> {
+    batch.iter().map(|question| target(policy.processor(), question, config.reinforcement.max_tokens)).collect()
+}
+
 /// The worked answer as a completion to imitate.
-fn target(policy: &VlmPolicy, question: &Question, config: &RunConfig) -> Result<Group<VlmPrompt>, Error> {
-    let text = &question.example.worked;
-    let mut tokens = policy.processor().tokenizer().encode(text)?;
-    tokens.push(policy.processor().eos_token_id());
-    let limit = config.reinforcement.max_tokens;
+pub(crate) fn target(processor: &Processor, question: &Question, limit: usize) -> Result<Group<VlmPrompt>, Error> {
+    let origin = || question.example.origin.clone();
+    let Some(text) = &question.example.worked else { return Err(Error::NoTarget { origin: origin() }) };
+    let mut tokens = processor.tokenizer().encode(text)?;
+    tokens.push(processor.eos_token_id());
     if tokens.len() > limit {
-        return Err(Error::TargetLength { text: text.clone(), tokens: tokens.len(), limit });
+        return Err(Error::TargetLength { origin: origin(), text: text.clone(), tokens: tokens.len(), limit });
     }
     let completion = Completion { tokens, text: text.clone(), ..Completion::default() };
     Ok(Group { prompt: question.prompt.clone(), completions: vec![completion], rewards: Vec::new() })

@@ -2,11 +2,10 @@
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
-use firesight_vlm::{Component, Parameter, QwenVl, parameters};
+use firesight_vlm::{Component, Parameter};
 
-/// Parameters of every component of `model`, those of adapters included, and how many of them are trained.
-pub(crate) fn trainable_table(model: &QwenVl) -> String {
-    let parameters = parameters(model);
+/// The parameters of a model by component, those of adapters included, and how many of them are trained.
+pub(crate) fn trainable_table(parameters: &[Parameter]) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY);
     table.set_header(["", "parameters", "trained", ""]);

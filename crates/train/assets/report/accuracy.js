@@ -23,7 +23,7 @@ function measures(names) {
       ],
     ],
     ["Kind of picture", kinds.filter((kind) => run.pictures.includes(kind)).map(row)],
-    ["Kind of question", kinds.filter((kind) => !run.pictures.includes(kind)).map(row)],
+    [run.pictures.length > 0 ? "Kind of question" : "Kind", kinds.filter((kind) => !run.pictures.includes(kind)).map(row)],
     ["Drawn answers", drawn.map((name) => [name.slice("eval/".length).replace("_at_", "@"), name])],
   ];
 }

@@ -73,7 +73,7 @@ const heights = (_, low, high) => (low === 0 && high === 0 ? [0, 1] : uPlot.rang
 function series(name) {
   const { steps, columns } = phase(name);
   if (name !== "reinforcement") return { steps, columns };
-  const first = phase("after_supervised");
+  const first = phase("after_supervised") ?? phase("before");
   const last = phase("after_reinforcement");
   const joined = [first && { ...first, steps: [0] }, { steps, columns }, last].filter((part) => part);
   const evaluated = [...new Set(joined.flatMap((part) => Object.keys(part.columns)))];
@@ -184,6 +184,7 @@ function curves() {
     ["reinforcement", "Reinforcement learning"],
     ["supervised", "Warm-up"],
   ]) {
+    if (name === "supervised" && run.supervised_steps === 0) continue;
     section.append(element("h3", {}, title));
     if (!phase(name)) {
       section.append(sentence("No step of this phase has been taken."));

@@ -46,7 +46,7 @@ function overview() {
     ["Algorithm", run.preset?.replaceAll("_", " ") ?? composition(run.algorithm)],
     ["Credit", run.credit],
     ["Seed", run.seed],
-    ["Warm-up steps", steps("supervised", run.supervised_steps)],
+    ["Warm-up steps", run.supervised_steps > 0 ? steps("supervised", run.supervised_steps) : null],
     ["Reinforcement steps", steps("reinforcement", run.reinforcement_steps)],
     ["Wall time", run.outcome === null ? null : duration(run.outcome.seconds)],
     ["State", run.outcome === null ? "not complete" : "complete"],

@@ -35,12 +35,14 @@ function marks({ columns }, cells) {
     .join("");
 }
 
-/** The figure of a group, and what marks on it the cells that one of its completions was compared with. */
-function picture(group) {
-  const image = run.images[group.image];
-  if (!image) return { figure: element("figure", {}, sentence("The picture is missing.")), mark: () => {} };
+/** One picture of a group, and what marks the cells on it that a completion was compared with: tokens from `first`. */
+function framed(group, name, regions, first) {
+  const image = run.images[name];
+  if (!image) return { frame: sentence("The picture is missing."), mark: () => 0 };
   const shownImage = element("img", {
     src: image.source,
+    // Enlarged, the pixels of a small picture are to be seen as what they are.
+    class: image.width > 320 ? "photo" : "",
     width: String(image.width),
     height: String(image.height),
     decoding: "async",
@@ -48,11 +50,8 @@ function picture(group) {
   });
   const frame = element("div", { class: "frame" }, shownImage);
   frame.style.setProperty("--ratio", image.width / image.height);
-  const caption = element("figcaption");
-  const figure = element("figure", { class: "picture" }, frame, caption);
-  const regions = group.regions?.[0];
-  if (!regions) return { figure, mark: () => {} };
-  const { rows, columns, component, structured } = regions;
+  if (!regions) return { frame, mark: () => 0 };
+  const { rows, columns } = regions;
   const overlay = shape("svg", {
     viewBox: `0 0 ${columns} ${rows}`,
     preserveAspectRatio: "none",
@@ -66,14 +65,33 @@ function picture(group) {
     cells,
   );
   frame.append(overlay);
-  const count = new Set(component.filter((_, cell) => structured[cell])).size;
-  const mark = (evidence) => {
-    // Visual tokens are counted through all images of a prompt; this is the first of them.
-    const selected = (evidence?.visual_tokens ?? []).filter((token) => token < rows * columns);
+  const mark = (tokens) => {
+    const selected = tokens.map((token) => token - first).filter((token) => token >= 0 && token < rows * columns);
     cells.setAttribute("d", marks(regions, selected));
-    const compared = evidence ? `, ${selected.length} of ${rows * columns} cells compared` : "";
-    const first = group.regions.length > 1 ? `first of ${group.regions.length} images: ` : "";
-    caption.textContent = `${first}${count} ${count === 1 ? "region" : "regions"} with structure${compared}`;
+    return selected.length;
+  };
+  return { frame, mark };
+}
+
+/** The figure of a group, and what marks on it the cells that one of its completions was compared with. */
+function picture(group) {
+  const caption = element("figcaption");
+  // Visual tokens are counted through all images of a prompt.
+  let cells = 0;
+  const framedImages = group.images.map((name, place) => {
+    const regions = group.regions?.[place];
+    const made = framed(group, name, regions, cells);
+    cells += regions ? regions.rows * regions.columns : 0;
+    return made;
+  });
+  const figure = element("figure", { class: "picture" }, ...framedImages.map(({ frame }) => frame), caption);
+  if (!group.regions) return { figure, mark: () => {} };
+  const structures = ({ component, structured }) => new Set(component.filter((_, cell) => structured[cell])).size;
+  const count = group.regions.reduce((sum, regions) => sum + structures(regions), 0);
+  const mark = (evidence) => {
+    const selected = framedImages.reduce((sum, { mark }) => sum + mark(evidence?.visual_tokens ?? []), 0);
+    const compared = evidence ? `, ${selected} of ${cells} cells compared` : "";
+    caption.textContent = `${count} ${count === 1 ? "region" : "regions"} with structure${compared}`;
   };
   return { figure, mark };
 }

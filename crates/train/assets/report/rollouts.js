@@ -3,9 +3,9 @@
 /** Prompts that are put on the page at a time. */
 const PAGE = 12;
 
-/** `right`, `wrong`, or `ungraded` where the verifier abstains. */
+/** `right`, `wrong`, or `ungraded` where the first reward, which decides, abstains. */
 function verdict({ parts, reward }) {
-  const value = parts.accuracy ?? reward;
+  const value = parts[run.decides] ?? reward;
   if (value === null) return "ungraded";
   return value > 0.5 ? "right" : "wrong";
 }
@@ -105,7 +105,7 @@ function card(group, answers) {
       "div",
       { class: "talk" },
       element("p", { class: "question" }, group.question),
-      element("p", { class: "answer" }, element("span", {}, "wanted"), " ", element("b", {}, group.answer)),
+      element("p", { class: "answer" }, element("span", {}, "wanted"), " ", element("b", {}, group.answer ?? "–")),
       element("div", { class: "chips", role: "group", "aria-label": "Completions" }, ...chips),
       shownCompletion,
     ),
@@ -230,7 +230,7 @@ function rollouts() {
   const words = input("Text", { type: "search", placeholder: "question or answer", class: "words" }, changed);
 
   function holds(group, text) {
-    const texts = [group.question, group.answer, ...group.completions.map((completion) => completion.text)];
+    const texts = [group.question, group.answer ?? "", ...group.completions.map((completion) => completion.text)];
     return texts.some((part) => part.toLowerCase().includes(text));
   }
 
@@ -266,8 +266,8 @@ function rollouts() {
     element(
       "p",
       {},
-      "One card a prompt, with one of its completions at a time. Right means that accuracy, or the reward where it has " +
-        "no such part, is above one half.",
+      "One card a prompt, with one of its completions at a time. Right means that " +
+        `${run.decides ?? "the reward"}, which decides, is above one half.`,
     ),
     element(
       "form",

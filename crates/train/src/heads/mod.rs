@@ -13,10 +13,10 @@ use firesight_vlm::{ModelConfig, has_weights};
 
 use crate::Error;
 use crate::config::{RunConfig, Trainable};
-use crate::evaluate::greedy_correct;
-use crate::examples::Purpose;
+use crate::evaluate::Greedy;
 use crate::job::Job;
 use crate::progress::{Field, Progress};
+use crate::questions::Purpose;
 use crate::recipe::Destination;
 use crate::stop::Stop;
 
@@ -41,7 +41,7 @@ pub enum HeadSearch {
 }
 
 /// Masks all query heads of one index after the other and measures the share of right greedy answers to the held-out
-/// questions, always the same ones: `evaluation.examples` of `data.pictures`, answered by the model in `config.model`.
+/// questions, always the same ones: `evaluation.examples` of `data`, answered by the model in `config.model`.
 /// A head is critical if the share falls by more than `threshold` times that of the whole model; see
 /// [`VisionCriticalHeads`].
 ///
@@ -63,19 +63,24 @@ pub fn vision_critical_heads(
     if !(0.0..1.0).contains(&threshold) {
         return fail("threshold", format!("is {threshold}; it is a share, at least 0 and below 1"));
     }
-    let questions = config.evaluation.examples;
-    if questions < 2 {
-        return fail("evaluation.examples", format!("is {questions}; a standard error takes at least 2 questions"));
-    }
     if !has_weights(&config.model) {
         return fail("model", format!("is {}, which has no weights to search", config.model.display()));
+    }
+    let job = Job::new(config)?;
+    let questions = job.questions.held_out(config.evaluation.examples);
+    if questions < 2 {
+        return fail(
+            "evaluation.examples",
+            format!("comes to {questions}; a standard error takes at least 2 questions"),
+        );
     }
     let asked = Asked {
         model: config.model.clone(),
         heads: ModelConfig::from_dir(&config.model)?.text_config.num_attention_heads,
-        pictures: config.data.pictures.clone(),
         questions,
         max_tokens: config.reinforcement.max_tokens,
+        data: config.data.clone(),
+        rewards: config.rewards.clone(),
     };
     let begun = match destination {
         Destination::Resume(path) => Search::resume(path, &asked)?,
@@ -85,7 +90,13 @@ pub fn vision_critical_heads(
         Some(search) if search.is_complete() => search,
         begun => {
             let name = format!("{}-heads", config.name);
-            measure(config, || begun.map_or_else(|| Search::create(destination, &name, asked), Ok), stop, progress)?
+            measure(
+                config,
+                &job,
+                || begun.map_or_else(|| Search::create(destination, &name, asked), Ok),
+                stop,
+                progress,
+            )?
         }
     };
     let directory = search.directory().into();
@@ -101,13 +112,20 @@ pub fn vision_critical_heads(
 /// Measures what `begin` leaves to measure, until that is done or the search is to stop.
 fn measure(
     config: &RunConfig,
+    job: &Job,
     begin: impl FnOnce() -> Result<Search, Error>,
     stop: &Stop,
     progress: &mut Progress,
 ) -> Result<Search, Error> {
-    let job = Job::new(config)?;
     let policy = job.policy(&Trainable::default(), config.seed)?.valid();
-    let questions = job.questions.batch(Purpose::HeldOut, 0, config.evaluation.examples)?;
+    let count = job.questions.held_out(config.evaluation.examples);
+    let questions = job.questions.batch(Purpose::HeldOut, 0, count)?;
+    let greedy = Greedy {
+        grader: &job.grader,
+        failure: config.reinforcement.reward_failure,
+        max_tokens: config.reinforcement.max_tokens,
+        threads: config.threads,
+    };
     // Only now, so that a model that cannot be read leaves no directory behind.
     let mut search = begin()?;
     progress.note(&format!("heads of {}, directory {}", config.model.display(), search.directory().display()));
@@ -117,7 +135,7 @@ fn measure(
             0 => policy.clone(),
             number => policy.without_head(number - 1)?,
         };
-        search.push(&greedy_correct(&measured, &questions, config.reinforcement.max_tokens, config.threads)?)?;
+        search.push(&greedy.correct(&measured, &questions)?)?;
         let (score, fall) = search.latest();
         progress.step(&[Field::new("accuracy", score), Field::maybe("fall", fall)]);
     }

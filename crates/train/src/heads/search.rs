@@ -4,13 +4,14 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use firesight_kawhi::VisionCriticalHeads;
+use firesight_reward::RewardConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::config::Data;
 use crate::difference::first_difference;
 use crate::files::{claim, clear, io, lock_again, numbered, write_atomically};
 use crate::recipe::Destination;
-use crate::task::Picture;
 
 /// What has been measured so far.
 const RECORD: &str = "search.toml";
@@ -22,9 +23,10 @@ pub(super) struct Asked {
     pub(super) model: PathBuf,
     /// Query heads of its layers.
     pub(super) heads: usize,
-    pub(super) pictures: Vec<Picture>,
     pub(super) questions: usize,
     pub(super) max_tokens: usize,
+    pub(super) data: Data,
+    pub(super) rewards: Vec<RewardConfig>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -121,10 +123,9 @@ impl Search {
         let (whole, masked) = (&right[0], &right[1..]);
         let baseline = share(whole);
         let scores: Vec<f64> = masked.iter().map(|row| share(row)).collect();
-        let pictures: Vec<&str> = asked.pictures.iter().map(|picture| picture.name()).collect();
         VisionCriticalHeads {
             model: asked.model.display().to_string(),
-            data: format!("held-out questions about {}", pictures.join(", ")),
+            data: format!("held-out questions about {}", asked.data.describe()),
             source: None,
             questions: Some(asked.questions),
             baseline,

@@ -88,7 +88,7 @@ fn what_cannot_be_searched_is_named_and_leaves_nothing() {
     };
     assert!(error(&|_| {}, 1.0).starts_with("threshold is 1"));
     assert!(error(&|_| {}, f64::NAN).starts_with("threshold is NaN"));
-    assert!(error(&|config| config.evaluation.examples = 1, 0.1).starts_with("evaluation.examples is 1"));
+    assert!(error(&|config| config.evaluation.examples = 1, 0.1).starts_with("evaluation.examples comes to 1"));
     let fresh = RunConfig::example("models/qwen-small").model;
     assert!(
         error(&|config| config.model = fresh.clone(), 0.1)

@@ -4,9 +4,9 @@
 //! show it; text of a model gets there as text alone. Its policy of content security lets nothing run but those scripts
 //! and loads nothing at all.
 
+mod metrics;
 mod page;
 mod pictures;
-mod records;
 mod rollouts;
 
 use std::collections::BTreeMap;
@@ -15,15 +15,17 @@ use std::path::{Path, PathBuf};
 use firesight_rl::Algorithm;
 use serde::Serialize;
 
+use self::metrics::{Phase, read_metrics};
 use self::page::page;
 use self::pictures::Picture;
-use self::records::{Phase, read_metrics};
-use self::rollouts::{Group, read_rollouts};
+use self::rollouts::shown_rollouts;
 use crate::Error;
-use crate::config::RunConfig;
+use crate::config::{ChartData, Data, RunConfig};
 use crate::files::{io, write_atomically};
 use crate::outcome::Outcome;
+use crate::rollouts::RolloutGroup;
 use crate::run_directory::{CONFIG, METRICS, OUTCOME, REPORT, version};
+use crate::task;
 
 /// Bytes of rollouts, pictures included, that a page may hold: what a browser opens at once.
 const LIMIT: u64 = 24 << 20;
@@ -53,6 +55,8 @@ struct Content {
     preset: Option<&'static str>,
     algorithm: Algorithm,
     credit: &'static str,
+    /// The reward that says whether an answer is right.
+    decides: Option<String>,
     /// Kinds that the task shows.
     pictures: Vec<&'static str>,
     supervised_steps: usize,
@@ -66,7 +70,7 @@ struct Content {
     metrics: Vec<Phase>,
     /// Groups that the run has written; the page may hold fewer.
     groups_written: usize,
-    groups: Vec<Group>,
+    groups: Vec<RolloutGroup>,
     /// By the name that groups give them; of a file that is missing there is none.
     images: BTreeMap<String, Picture>,
 }
@@ -79,14 +83,15 @@ impl Content {
         }
         let text = std::fs::read_to_string(&path).map_err(|source| io(&path, source))?;
         let config = RunConfig::from_toml(&text, &path)?;
-        let (groups_written, groups) = read_rollouts(run, limit)?;
+        let (groups_written, groups) = shown_rollouts(run, limit)?;
         let mut images = BTreeMap::new();
-        for group in &groups {
-            let path = run.join(&group.image);
-            if !images.contains_key(&group.image) && path.is_file() {
-                images.insert(group.image.clone(), Picture::read(&path)?);
+        for name in groups.iter().flat_map(|group| &group.images) {
+            let path = run.join(name);
+            if !images.contains_key(name) && path.is_file() {
+                images.insert(name.clone(), Picture::read(&path)?);
             }
         }
+        let outcome = Outcome::read(&run.join(OUTCOME), run)?;
         let reinforcement = config.reinforcement;
         let mut presets = Algorithm::presets(reinforcement.max_tokens).into_iter();
         Ok(Self {
@@ -97,12 +102,17 @@ impl Content {
             preset: presets.find(|(_, preset)| *preset == reinforcement.algorithm).map(|(name, _)| name),
             algorithm: reinforcement.algorithm,
             credit: reinforcement.credit.name(),
-            pictures: config.data.pictures.iter().map(|picture| picture.name()).collect(),
+            decides: config.rewards.first().map(|reward| reward.name().to_owned()),
+            pictures: match config.data {
+                Data::Charts(ChartData { pictures }) => pictures.into_iter().map(task::Picture::name).collect(),
+                Data::Files(_) => Vec::new(),
+            },
             supervised_steps: config.supervised.max_steps,
             reinforcement_steps: reinforcement.steps,
-            questions: config.evaluation.examples,
+            // There may be fewer than are asked for.
+            questions: outcome.as_ref().map_or(config.evaluation.examples, |outcome| outcome.questions),
             config: text,
-            outcome: Outcome::read(&run.join(OUTCOME), run)?,
+            outcome,
             metrics: read_metrics(&run.join(METRICS))?,
             groups_written,
             groups,

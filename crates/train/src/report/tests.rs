@@ -30,7 +30,7 @@ fn begun() -> (TempDir, RunDirectory) {
 fn group(step: usize, index: usize) -> Value {
     json!({
         "step": step, "index": index, "question": format!("question {step} {index}"), "answer": "7",
-        "image": format!("images/{}.png", index % 2), "prompt_tokens": [1, 2, 3],
+        "images": [format!("images/{}.png", index % 2)], "prompt_tokens": [1, 2, 3],
         "completions": [{
             "text": "a\n\nb", "tokens": [5, 6], "log_probs": [-0.5, "-inf"], "truncated": false, "reward": 1.0,
             "parts": { "accuracy": 1.0, "format": null }, "advantage": null, "credit_weights": [0.25, 1.0],
@@ -46,7 +46,9 @@ fn shown(mut line: Value) -> Value {
         completion[key] = completion.get(key).cloned().unwrap_or_default();
     }
     line.as_object_mut().unwrap().remove("prompt_tokens");
-    line["regions"] = line.get("regions").cloned().unwrap_or_default();
+    for key in ["regions", "origin"] {
+        line[key] = line.get(key).cloned().unwrap_or_default();
+    }
     line
 }
 
@@ -125,7 +127,7 @@ fn nothing_that_a_model_writes_leaves_its_place() {
     for key in ["question", "answer"] {
         line[key] = HOSTILE.into();
     }
-    line["image"] = format!("images/{}", HOSTILE.replace('/', "")).into();
+    line["images"] = json!([format!("images/{}", HOSTILE.replace('/', ""))]);
     line["completions"][0]["text"] = HOSTILE.into();
     line["completions"][0]["pieces"] = json!([HOSTILE, HOSTILE]);
     line["completions"][0]["parts"] = json!({ HOSTILE: 1.0 });
@@ -133,7 +135,7 @@ fn nothing_that_a_model_writes_leaves_its_place() {
 
     let (page, data) = written(&run);
     let found = &data["groups"][0];
-    for key in ["question", "answer", "image"] {
+    for key in ["question", "answer", "images"] {
         assert_eq!(found[key], line[key]);
     }
     for key in ["text", "pieces", "parts"] {
@@ -221,7 +223,7 @@ fn a_picture_is_taken_from_its_directory_alone() {
         &format!("images/{}", absolute.display()),
     ] {
         let mut line = group(1, 1);
-        line["image"] = name.into();
+        line["images"] = json!([name]);
         write_lines(&run, "rollouts/step0001.jsonl.gz", &[group(1, 0), line]);
         let error = write_report(scratch.path()).unwrap_err().to_string();
         assert!(error.contains("step0001.jsonl.gz, line 2: ") && error.contains(&format!("{name:?}")), "{error}");

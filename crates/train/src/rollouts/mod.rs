@@ -6,8 +6,9 @@
 //! | key | what |
 //! |---|---|
 //! | `step`, `index` | the step, and the place of the group in it from 0 on |
-//! | `question`, `answer` | the question without the chat template, and what the verifier asks for |
-//! | `image` | the picture, relative to the run directory: `images/<SHA-256 of the file>.png` |
+//! | `question`, `answer` | the question without the chat template, and what rewards compare with, or null |
+//! | `images` | the pictures, relative to the run directory: `images/<SHA-256 of the file>.png` |
+//! | `origin` | where the question comes from: the heading of a chart, or a file and a row |
 //! | `prompt_tokens` | token ids of the whole prompt, image placeholders expanded |
 //! | `regions` | under KAWHI, what SGUF finds in every image of the prompt, whichever regions count; else null |
 //! | `completions` | a list of completions |
@@ -37,6 +38,8 @@
 //! A number that is not finite is a text, `"NaN"`, `"inf"` or `"-inf"`: JSON has none. `failed/step0012.jsonl.gz` is
 //! the same of a step whose update failed.
 
+mod read;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -54,9 +57,12 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Error;
 use crate::config::CreditConfig;
-use crate::examples::Question;
 use crate::policy::VlmPrompt;
+use crate::questions::Question;
 use crate::run_directory::RunDirectory;
+
+pub use read::{RolloutCompletion, RolloutEvidence, RolloutGroup, RolloutNumber, RolloutRegions, read_rollouts};
+pub(crate) use read::{open, rollout_files};
 
 /// Writes rollouts into a run directory.
 #[derive(Debug, Clone, Copy)]
@@ -116,8 +122,14 @@ impl RolloutFiles<'_> {
                 step,
                 index,
                 question: &question.example.question,
-                answer: &question.example.answer,
-                image: write_image(run, &question.example.image)?,
+                answer: question.example.answer.as_deref(),
+                images: question
+                    .example
+                    .images
+                    .iter()
+                    .map(|image| write_image(run, &image.pixels))
+                    .collect::<Result<_, _>>()?,
+                origin: &question.example.origin,
                 prompt_tokens: group.prompt.tokens(),
                 regions: regions.next().flatten(),
                 completions: completions(index, group, learnt, self.tokenizer)?,
@@ -184,8 +196,9 @@ struct Line<'a> {
     step: usize,
     index: usize,
     question: &'a str,
-    answer: &'a str,
-    image: String,
+    answer: Option<&'a str>,
+    images: Vec<String>,
+    origin: &'a str,
     prompt_tokens: &'a [u32],
     regions: Option<Vec<RegionsLine>>,
     completions: Vec<CompletionLine<'a>>,
@@ -259,8 +272,8 @@ mod tests {
 
     use super::*;
     use crate::config::RunConfig;
-    use crate::examples::Purpose;
     use crate::job::Job;
+    use crate::questions::Purpose;
 
     fn lines(path: &Path) -> Vec<Value> {
         let mut text = String::new();
@@ -320,7 +333,7 @@ mod tests {
         assert_eq!(line["step"], 12);
         assert_eq!(line["index"], 1);
         assert_eq!(line["question"], questions[1].example.question);
-        assert_eq!(line["answer"], questions[1].example.answer);
+        assert_eq!(line["answer"], json!(questions[1].example.answer));
         assert_eq!(line["prompt_tokens"], json!(questions[1].prompt.tokens()));
         // As short as they are exact: -0.1 and not -0.10000000149011612.
         assert_eq!(
@@ -351,11 +364,11 @@ mod tests {
         assert_eq!(lines_found[0]["completions"][0]["advantage"], 0.0);
         assert!(lines_found[2]["completions"][0]["credit_weights"].is_null());
 
-        let image = |line: &Value| run.path().join(line["image"].as_str().unwrap());
+        let image = |line: &Value| run.path().join(line["images"][0].as_str().unwrap());
         for (line, question) in lines_found.iter().zip(&questions) {
-            assert_eq!(image::open(image(line)).unwrap().to_rgb8(), question.example.image);
+            assert_eq!(image::open(image(line)).unwrap().to_rgb8(), question.example.images[0].pixels);
             let hash = Sha256::digest(std::fs::read(image(line)).unwrap());
-            assert_eq!(line["image"], format!("images/{hash:x}.png"));
+            assert_eq!(line["images"], json!([format!("images/{hash:x}.png")]));
         }
         assert_eq!(image(&lines_found[1]), image(&lines_found[2]));
         assert_eq!(std::fs::read_dir(run.path().join("images")).unwrap().count(), 2);
