@@ -75,7 +75,7 @@ enum Command {
     Rollouts(rollouts::Arguments),
     /// Makes the report of a run again, report.html in its directory, and prints its path.
     Report(report::Arguments),
-    /// Writes a model of a run as a directory that transformers, vLLM and others load, with a model card.
+    /// Writes a model of a run as a Hugging Face directory, which transformers loads, with a model card.
     Export(export::Arguments),
     /// Looks at data.
     #[command(subcommand)]
