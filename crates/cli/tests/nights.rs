@@ -20,6 +20,14 @@ fn undisturbed(own: &Own) -> Vec<Value> {
     own.metrics("whole")
 }
 
+/// Steps of reinforcement learning in the newest checkpoint.
+fn kept(own: &Own, run: &str) -> i64 {
+    let checkpoints = fs::read_dir(own.path(run).join("checkpoints")).unwrap().map(|entry| entry.unwrap().path());
+    let text = fs::read_to_string(checkpoints.max().unwrap().join("position.toml")).unwrap();
+    let position: toml::Table = toml::from_str(&text).unwrap();
+    position["reinforcement"]["steps"].as_integer().unwrap()
+}
+
 /// A reward program that does `harm` before all answers after the first `healthy`, as long as the file `poison` is there,
 /// however often it is started. Eight answers to held-out questions, with pictures and blind, come before the first step,
 /// and every step has four and, but for the last, four to held-out questions.
@@ -41,6 +49,7 @@ fn a_reward_program_that_dies_stops_the_run_which_goes_on_later() {
     own.write("poison", "");
     let stopped = own.run(&["train", "own.toml", "--out", "run"], 1).error;
     has(&stopped, &["program", "out of luck", ".jsonl", "can go on after step 1 "]);
+    assert_eq!(kept(&own, "run"), 1);
     assert!(own.metrics("run").len() < whole.len());
     fs::remove_file(own.path("poison")).unwrap();
     own.run(&["train", "own.toml", "--out", "run", "--resume"], 0);
@@ -56,6 +65,7 @@ fn a_reward_program_that_dies_in_an_evaluation_loses_no_step() {
     own.write("poison", "");
     let stopped = own.run(&["train", "own.toml", "--out", "run"], 1).error;
     has(&stopped, &["program", "test.jsonl", "can go on after step 2 "]);
+    assert_eq!(kept(&own, "run"), 2);
     fs::remove_file(own.path("poison")).unwrap();
     // No answer of training is asked for again but those of the third step.
     own.run(&["train", "own.toml", "--out", "run", "--resume"], 0);
@@ -94,6 +104,7 @@ fn a_picture_that_vanishes_stops_the_run_or_is_passed_over() {
     own.write("poison", "");
     let stopped = own.run(&["train", "own.toml", "--out", "run"], 1).error;
     has(&stopped, &["train.jsonl", ".png", "can go on after step 2 "]);
+    assert_eq!(kept(&own, "run"), 2);
     // Not one is left, however many may be.
     restore();
     own.write("count", "0");
