@@ -1,10 +1,12 @@
 //! The default job: its examples, and the preset model's tokenizer, template and image size for them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::float_cmp)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use firesight_train::task::{Charts, Example, HIGHEST_LEVEL, ITEMS, LETTERS, Picture, Question, Split, grade};
+use firesight_reward::{Asked, Response};
+use firesight_train::task::{Charts, Example, HIGHEST_LEVEL, ITEMS, LETTERS, Picture, Question, Split};
+use firesight_train::{BoxFrame, Rewards, RunConfig};
 use firesight_vlm::{Message, Part, Processor};
 
 /// Longest completion that is asked for, its end-of-turn token included.
@@ -19,6 +21,85 @@ fn examples(split: Split, seed: u64, count: u64) -> Vec<Example> {
 
 fn preset() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen-small")
+}
+
+/// What the configurations of the job say that an answer is worth.
+struct JobRewards([Rewards; 2]);
+
+impl JobRewards {
+    fn new() -> Self {
+        Self(["qwen-small", "qwen2.5-small"].map(|name| {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("examples/configs/{name}.toml"));
+            Rewards::new(&RunConfig::from_file(&path).unwrap().rewards, BoxFrame::Thousand).unwrap()
+        }))
+    }
+
+    /// Accuracy and format, the same in both.
+    fn of(&self, text: &str, answer: &str) -> [f32; 2] {
+        let columns = serde_json::Map::new();
+        let asked = Asked { prompt: "", answer: Some(answer), images: &[], columns: &columns };
+        let [one, other] = self.0.each_ref().map(|rewards| {
+            let parts = rewards.grade(&[(asked, Response { text, tokens: 0, truncated: false })]).remove(0).unwrap();
+            assert_eq!(parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>(), ["accuracy", "format"]);
+            assert_eq!(parts.iter().map(|part| part.weight).collect::<Vec<_>>(), [1.0, 0.0]);
+            [parts[0].value.unwrap(), parts[1].value.unwrap()]
+        });
+        assert_eq!(one, other);
+        one
+    }
+}
+
+fn accuracy(text: &str, answer: &str) -> bool {
+    JobRewards::new().of(text, answer)[0] > 0.5
+}
+
+fn format(text: &str) -> bool {
+    JobRewards::new().of(text, "")[1] > 0.5
+}
+
+#[test]
+fn the_last_box_counts() {
+    assert!(accuracy("A3\n\n\\boxed{2}", "2"));
+    assert!(accuracy("\\boxed{1} no, \\boxed{2}.", "2"));
+    assert!(!accuracy("\\boxed{2} no, \\boxed{1}", "2"));
+    assert!(!accuracy("\\boxed{2} no, \\boxed{1", "2"), "an unclosed box is the last one");
+}
+
+#[test]
+fn the_match_is_exact() {
+    assert!(!accuracy("2", "2"));
+    assert!(!accuracy("", ""));
+    assert!(!accuracy("\\boxed{ 2}", "2"));
+    assert!(!accuracy("\\boxed{12}", "2"));
+    assert!(!accuracy("\\boxed2", "2"));
+    assert!(accuracy("\\boxed{10}", "10"));
+    assert!(!accuracy("\\boxed{c}", "C"));
+}
+
+#[test]
+fn braces_are_matched() {
+    assert!(accuracy("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"));
+    assert!(accuracy("\\boxed{{}}", "{}"));
+    assert!(!accuracy("\\boxed{{2}", "2"));
+    assert!(accuracy("é \\boxed{ü}", "ü"));
+}
+
+#[test]
+fn format_is_three_paragraphs() {
+    assert!(format("Read A3 B1 C5 D2\n\nso C5 A3: 5-3=2\n\n\\boxed{2}"));
+    assert!(format("Read A3 B1 C5 D2\n\nso C5 A3: 5-3=9\n\n\\boxed{C}"), "format says nothing about truth");
+    for text in [
+        "",
+        "\\boxed{2}",
+        "Read A3 B1 C5 D2\n\n\\boxed{2}",
+        "Read A3 B1 C5 D2\n\nso C5 A3: 5-3=2\n\n2",
+        "Read A3 B1 C5 D2\n\nso C5 A3: 5-3=2\n\n\\boxed{2} ",
+        "Read A3 B1 C5\n\nso C5 A3: 5-3=2\n\n\\boxed{2}",
+        "Read A3 B1 C5 D2\n\n\n\n\\boxed{2}",
+        "Read A3 B1 C5 D2\n\nso C5 A3: 5-3=2\n\n\\boxed{2}\n\n\\boxed{2}",
+    ] {
+        assert!(!format(text), "{text:?}");
+    }
 }
 
 #[test]
@@ -89,6 +170,7 @@ fn solve(question: &str, values: [u8; ITEMS]) -> String {
 
 #[test]
 fn answers_follow_from_question_and_values() {
+    let rewards = JobRewards::new();
     for split in [Split::Train, Split::HeldOut] {
         for example in examples(split, 1, 500) {
             assert!(example.values.iter().all(|&value| value <= HIGHEST_LEVEL));
@@ -96,8 +178,7 @@ fn answers_follow_from_question_and_values() {
             let paragraphs: Vec<&str> = example.worked.split("\n\n").collect();
             let seen: Vec<String> = LETTERS.iter().zip(example.values).map(|(a, b)| format!("{a}{b}")).collect();
             assert_eq!(paragraphs[0], format!("Read {}", seen.join(" ")));
-            let grade = grade(&example.worked, &example.answer);
-            assert_eq!((grade.accuracy, grade.format), (1.0, 1.0), "{}", example.worked);
+            assert_eq!(rewards.of(&example.worked, &example.answer), [1.0, 1.0], "{}", example.worked);
         }
     }
 }

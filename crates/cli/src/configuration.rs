@@ -17,6 +17,28 @@ pub(crate) struct Configuration {
     pub(crate) skip_bad: Option<usize>,
 }
 
+/// A configuration whose held-out questions are asked of a model.
+#[derive(Debug, Args)]
+pub(crate) struct HeldOut {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// Model directory, with weights: that of a run, or any other [default: that of the configuration].
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Held-out questions [default: evaluation.examples of the configuration].
+    #[arg(long)]
+    questions: Option<usize>,
+}
+
+impl HeldOut {
+    pub(crate) fn read(self) -> Result<RunConfig, firesight_train::Error> {
+        let mut config = self.configuration.read()?;
+        config.model = self.model.unwrap_or(config.model);
+        config.evaluation.examples = self.questions.unwrap_or(config.evaluation.examples);
+        Ok(config)
+    }
+}
+
 impl Configuration {
     pub(crate) fn read(&self) -> Result<RunConfig, firesight_train::Error> {
         RunConfig::from_file_with(&self.config, &self.overrides())

@@ -7,7 +7,7 @@ use console::Term;
 use firesight_train::{Destination, HeadSearch, Stop, VisionCriticalHeads, heads_table, vision_critical_heads};
 use serde_json::json;
 
-use crate::configuration::Configuration;
+use crate::configuration::HeldOut;
 use crate::output::Output;
 
 /// Characters a line, where the standard output is no terminal.
@@ -16,13 +16,7 @@ const WIDTH: u16 = 100;
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    configuration: Configuration,
-    /// Model directory, with weights [default: that of the configuration].
-    #[arg(long)]
-    model: Option<PathBuf>,
-    /// Held-out questions [default: evaluation.examples of the configuration].
-    #[arg(long)]
-    questions: Option<usize>,
+    held_out: HeldOut,
     /// A head is critical if the accuracy falls by more than this share of the whole model's.
     #[arg(long, default_value_t = VisionCriticalHeads::THRESHOLD)]
     threshold: f64,
@@ -35,9 +29,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments, output: Output) -> anyhow::Result<()> {
-    let mut config = arguments.configuration.read()?;
-    config.model = arguments.model.unwrap_or(config.model);
-    config.evaluation.examples = arguments.questions.unwrap_or(config.evaluation.examples);
+    let config = arguments.held_out.read()?;
     let destination = Destination::of(arguments.out, arguments.resume);
     let (stop, mut progress) = (Stop::on_signals()?, output.progress());
     match vision_critical_heads(&config, arguments.threshold, &destination, &stop, &mut progress)? {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use firesight_train::{RolloutCompletion, RolloutGroup, RolloutNumber, read_rollouts};
+use firesight_train::{RolloutCompletion, RolloutGroup, RolloutNumber, read_rollouts, rollout_steps};
 use serde::Serialize;
 
 use crate::output::Output;
@@ -114,14 +114,10 @@ fn groups(arguments: &Arguments) -> anyhow::Result<Vec<RolloutGroup>> {
     let steps = &arguments.step;
     if !steps.is_empty() {
         let wanted = |step| steps.iter().any(|asked| [Step::All, Step::Number(step)].contains(asked));
-        return Ok(read_rollouts(&arguments.run, |group| wanted(group.step))?);
+        return Ok(read_rollouts(&arguments.run, wanted)?);
     }
-    let mut last = 0;
-    read_rollouts(&arguments.run, |group| {
-        last = last.max(group.step);
-        false
-    })?;
-    Ok(read_rollouts(&arguments.run, |group| group.step == last)?)
+    let last = rollout_steps(&arguments.run)?.pop();
+    Ok(read_rollouts(&arguments.run, |step| Some(step) == last)?)
 }
 
 fn rows<'a>(group: &'a RolloutGroup, arguments: &'a Arguments) -> impl Iterator<Item = Row<'a>> {

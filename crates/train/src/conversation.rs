@@ -115,14 +115,8 @@ impl Conversation {
     /// # Errors
     /// When the conversation cannot be rendered or is too long, or the model fails.
     pub fn ask(&mut self, question: &str, mut heard: impl FnMut(&str)) -> Result<Answer, Error> {
-        let mut parts = vec![Part::Image; self.images.len() - self.shown];
         let said = self.messages.len();
-        self.messages.push(if parts.is_empty() {
-            Message::user(question)
-        } else {
-            parts.push(Part::text(question));
-            Message::user(parts)
-        });
+        self.messages.push(self.asked(question));
         let answer = self.draw(1, &mut heard);
         let answer = match answer {
             Ok(mut answers) => answers.remove(0),
@@ -142,12 +136,20 @@ impl Conversation {
     /// # Errors
     /// See [`Self::ask`].
     pub fn answers(&mut self, question: &str, count: usize) -> Result<Vec<Answer>, Error> {
-        let mut parts = vec![Part::Image; self.images.len() - self.shown];
-        parts.push(Part::text(question));
-        self.messages.push(Message::user(parts));
+        self.messages.push(self.asked(question));
         let drawn = self.draw(count, &mut |_| {});
         self.messages.pop();
         drawn?.iter().map(|drawn| self.answer(drawn)).collect()
+    }
+
+    /// A question with the images that have not been shown yet.
+    fn asked(&self, question: &str) -> Message {
+        let mut parts = vec![Part::Image; self.images.len() - self.shown];
+        if parts.is_empty() {
+            return Message::user(question);
+        }
+        parts.push(Part::text(question));
+        Message::user(parts)
     }
 
     fn draw(&self, count: usize, heard: &mut dyn FnMut(&str)) -> Result<Vec<Generated>, Error> {

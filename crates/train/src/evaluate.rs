@@ -10,6 +10,7 @@ use firesight_rl::{
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::config::RunConfig;
 use crate::example::Kind;
 use crate::grader::Grader;
 use crate::policy::{VlmPolicy, VlmPrompt};
@@ -31,7 +32,15 @@ pub struct Greedy<'a> {
     pub threads: usize,
 }
 
-impl Greedy<'_> {
+impl<'a> Greedy<'a> {
+    /// As a configuration says.
+    #[must_use]
+    pub fn of(grader: &'a Grader, config: &RunConfig) -> Self {
+        let settings = &config.reinforcement;
+        let (failure, max_tokens, threads) = (settings.reward_failure, settings.max_tokens, config.threads);
+        Self { grader, failure, max_tokens, threads }
+    }
+
     /// For each question 1 if the policy's most likely answer is right, else 0.
     ///
     /// # Errors

@@ -68,7 +68,9 @@ pub use questions::{Purpose, Question, Questions};
 pub use recipe::{Destination, Ending, run, run_rewarded};
 pub use reinforcement::{peak_memory, reinforcement};
 pub use report::write_report;
-pub use rollouts::{RolloutCompletion, RolloutEvidence, RolloutGroup, RolloutNumber, RolloutRegions, read_rollouts};
+pub use rollouts::{
+    RolloutCompletion, RolloutEvidence, RolloutGroup, RolloutNumber, RolloutRegions, read_rollouts, rollout_steps,
+};
 pub use run::Run;
 pub use run_directory::RunDirectory;
 pub use source::{Files, Source};

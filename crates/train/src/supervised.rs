@@ -69,12 +69,7 @@ pub fn supervised(state: State, run: &mut Run<'_>) -> Result<State, Error> {
         if settings.check_every > 0 && at.steps.is_multiple_of(settings.check_every) {
             let first = at.steps / settings.check_every * settings.check_examples;
             let check = questions.batch(Purpose::Check, first, settings.check_examples)?;
-            let greedy = Greedy {
-                grader: &run.job.grader,
-                failure: config.reinforcement.reward_failure,
-                max_tokens: config.reinforcement.max_tokens,
-                threads: config.threads,
-            };
+            let greedy = Greedy::of(&run.job.grader, config);
             let found = Accuracy::of_questions(&check, &greedy.correct(&policy.valid().materialize(), &check)?);
             metrics.extend(found.metrics("train/accuracy"));
             // A kind of picture that it could not read at all would later earn no reward to learn from.

@@ -120,12 +120,7 @@ fn measure(
     let policy = job.policy(&Trainable::default(), config.seed)?.valid();
     let count = job.questions.held_out(config.evaluation.examples);
     let questions = job.questions.batch(Purpose::HeldOut, 0, count)?;
-    let greedy = Greedy {
-        grader: &job.grader,
-        failure: config.reinforcement.reward_failure,
-        max_tokens: config.reinforcement.max_tokens,
-        threads: config.threads,
-    };
+    let greedy = Greedy::of(&job.grader, config);
     // Only now, so that a model that cannot be read leaves no directory behind.
     let mut search = begin()?;
     progress.note(&format!("heads of {}, directory {}", config.model.display(), search.directory().display()));

@@ -35,8 +35,9 @@ impl Phase {
     pub(super) fn left(&self, now: Instant) -> Option<Duration> {
         let done = self.step - self.first;
         let left = (self.steps - self.step.min(self.steps)) as f64 / done as f64;
-        let left = || (self.stepped - self.started).mul_f64(left);
-        (done > 0).then(|| left().saturating_sub(now.saturating_duration_since(self.stepped)))
+        // More steps than there will ever be time for are none to be told.
+        let left = Duration::try_from_secs_f64((self.stepped - self.started).as_secs_f64() * left).ok()?;
+        Some(left.saturating_sub(now.saturating_duration_since(self.stepped)))
     }
 
     /// The steps that this process did, counted from 1.

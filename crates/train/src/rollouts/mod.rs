@@ -61,7 +61,9 @@ use crate::policy::VlmPrompt;
 use crate::questions::Question;
 use crate::run_directory::RunDirectory;
 
-pub use read::{RolloutCompletion, RolloutEvidence, RolloutGroup, RolloutNumber, RolloutRegions, read_rollouts};
+pub use read::{
+    RolloutCompletion, RolloutEvidence, RolloutGroup, RolloutNumber, RolloutRegions, read_rollouts, rollout_steps,
+};
 pub(crate) use read::{open, rollout_files};
 
 /// Writes rollouts into a run directory.

@@ -103,25 +103,43 @@ impl RolloutNumber {
     }
 }
 
-/// The groups of a run that `wanted` wants, in the order of the run.
+/// The steps whose rollouts a run has written, in their order.
+///
+/// # Errors
+/// [`Error::NoRun`] when `run` is no run directory; when the directory of rollouts cannot be read.
+pub fn rollout_steps(run: &Path) -> Result<Vec<usize>, Error> {
+    if !run.join(CONFIG).is_file() {
+        return Err(Error::NoRun { path: run.into() });
+    }
+    let mut steps: Vec<usize> = rollout_files(run)?.iter().filter_map(|path| step(path)).collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// The groups of the steps of a run that are `wanted`, in the order of the run.
 ///
 /// # Errors
 /// [`Error::NoRun`] when `run` is no run directory; when a file in it cannot be read, with its line.
-pub fn read_rollouts(run: &Path, mut wanted: impl FnMut(&RolloutGroup) -> bool) -> Result<Vec<RolloutGroup>, Error> {
+pub fn read_rollouts(run: &Path, wanted: impl Fn(usize) -> bool) -> Result<Vec<RolloutGroup>, Error> {
     if !run.join(CONFIG).is_file() {
         return Err(Error::NoRun { path: run.into() });
     }
     let mut groups: Vec<RolloutGroup> = Vec::new();
     for path in rollout_files(run)? {
+        if !step(&path).is_some_and(&wanted) {
+            continue;
+        }
         for (line, text) in lines(open(&path)?, &path).enumerate() {
-            let group = record(&text?, &path, line)?;
-            if wanted(&group) {
-                groups.push(group);
-            }
+            groups.push(record(&text?, &path, line)?);
         }
     }
     groups.sort_by_key(|group| (group.step, group.index));
     Ok(groups)
+}
+
+/// The step of a file of rollouts: `step0012.jsonl.gz`.
+fn step(path: &Path) -> Option<usize> {
+    path.file_name()?.to_str()?.strip_prefix("step")?.strip_suffix(".jsonl.gz")?.parse().ok()
 }
 
 /// The files that hold the rollouts of a run.

@@ -19,7 +19,6 @@ mod chart;
 #[cfg(test)]
 mod contact_sheet;
 mod digits;
-mod grade;
 mod question;
 mod sheet;
 mod tables;
@@ -35,7 +34,6 @@ use serde::{Deserialize, Serialize};
 use digits::Digits;
 use tables::Tables;
 
-pub use grade::{Grade, grade};
 pub use question::Question;
 pub(crate) use sheet::{FONT_FAMILY, register_font};
 pub use sheet::{PICTURE_HEIGHT, PICTURE_WIDTH};
@@ -93,7 +91,7 @@ pub struct Example {
     pub image: RgbImage,
     /// The question in English, without any instruction about the format.
     pub question: String,
-    /// The answer that [`grade`] asks for: a number, or the letter of an item.
+    /// What the box has to hold: a number, or the letter of an item.
     pub answer: String,
     /// A completion of three paragraphs that ends in the boxed answer: the target of supervised learning.
     pub worked: String,
