@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use burn::tensor::FloatDType;
 use clap::Parser;
 use firesight_vlm::{
-    Component, Grid, Hardware, ImageProcessor, LoraConfig, MemoryPlan, ModelConfig, Trained, Workload,
+    Component, Grid, Hardware, ImageProcessor, LoraConfig, MemoryPlan, ModelConfig, Precision, Trained, Workload,
 };
 
 /// Layers of the decoder that `--lora` gives adapters.
@@ -47,10 +47,10 @@ struct Arguments {
     /// Keeps only the inputs of layers for the backward pass and computes the rest again.
     #[arg(long)]
     activation_checkpointing: bool,
-    /// Type of the weights: `bf16` or `f32`.
+    /// `bf16` or `f32`: of activations, products, and weights that are not trained; on a CPU of the latter alone.
     #[arg(long, default_value = "bf16")]
     dtype: String,
-    /// For a CPU instead of a GPU; makes a difference in float32.
+    /// For a CPU instead of a GPU.
     #[arg(long)]
     cpu: bool,
 }
@@ -74,10 +74,14 @@ fn main() -> anyhow::Result<()> {
     let targets = TARGETS.map(String::from).to_vec();
     let lora = arguments.lora.map(|rank| LoraConfig { rank, alpha: 2.0 * rank as f64, target_modules: targets });
     let frozen: &[Component] = if arguments.train_vision { &[] } else { &[Component::Vision, Component::Merger] };
-    let hardware = if arguments.cpu { Hardware::Cpu } else { Hardware::Gpu };
+    let (hardware, precision) = if arguments.cpu {
+        (Hardware::Cpu, Precision::stored(dtype))
+    } else {
+        (Hardware::Gpu, Precision::mixed(dtype))
+    };
     let activation_checkpointing = arguments.activation_checkpointing;
     let trained = Trained { frozen, lora: lora.as_ref(), activation_checkpointing };
-    print!("{}", MemoryPlan::new(&config, &workload, trained, hardware, dtype));
+    print!("{}", MemoryPlan::new(&config, &workload, trained, hardware, precision));
     Ok(())
 }
 

@@ -5,7 +5,7 @@ mod support;
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use firesight_kawhi::{
     ImageView, Normalize, SgufConfig, WeightConfig, alignment, paragraph_weights, sguf, token_weights,
 };
@@ -113,7 +113,7 @@ fn key_regions_agree_at_every_stage() {
 
 #[test]
 fn alignment_and_weights_agree() {
-    let device = Device::flex();
+    let device = support::device();
     let (mut alignment_error, mut weight_error, mut end_error) = (0.0f64, 0.0f64, 0.0f64);
     for (index, case) in cases("weights.json").into_iter().enumerate() {
         let heads = indices(&case["heads"]);

@@ -9,28 +9,25 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor, TensorData};
 use firesight_rl::{
     Aggregation, Algorithm, Clip, KlPenalty, KlPlacement, LossInput, RatioLevel, Sapo, Surrogate, clip_global_norm,
 };
 use firesight_vlm::{Generation, ProcessedImage, Prompt, QwenVl, Sampling, SaveOptions, Scored, TokenMask, parameters};
 use support::models::{Case, case, everything, models, real, scored, values};
-use support::{Tensors, oracle_dir, relative_error};
-
-/// What float32 explains for sums in another order.
-const TOLERANCE: f64 = 1e-4;
+use support::{Tensors, device, oracle_dir, relative_error, tolerance};
 
 fn check(case: &Case, what: &str, found: &[f32], expected: &[f32]) {
     let error = relative_error(found, expected);
     println!("{:40} {what:42} {error:.1e}", case.name);
-    assert!(error < TOLERANCE, "{} {what}: relative error {error:.2e}", case.name);
+    assert!(error < tolerance(), "{} {what}: relative error {error:.2e}", case.name);
 }
 
 #[test]
 fn vision_features() {
     let mut checked = 0;
     for (dir, cases) in models() {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
         for case in cases.iter().filter(|case| case.tensors.contains("vision.merged")) {
             checked += 1;
             let images: Vec<&ProcessedImage> = case.rows.iter().flat_map(|(prompt, _)| prompt.images()).collect();
@@ -51,7 +48,7 @@ fn vision_features() {
 #[test]
 fn logits() {
     for (dir, cases) in models() {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
         for case in &cases {
             // The whole sequence as a prompt: the logits of every position.
             let sequences: Vec<Prompt> = case
@@ -79,7 +76,7 @@ fn logits() {
 #[test]
 fn completion_log_probs_and_entropy() {
     for (dir, cases) in models() {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
         for case in &cases {
             let scores = model.score(&scored(case), 1.0, &everything(&model), None).unwrap();
             let (log_probs, entropy) = (values(scores.log_probs), values(scores.entropy));
@@ -95,8 +92,9 @@ fn completion_log_probs_and_entropy() {
 #[test]
 fn half_precision() {
     for (dir, cases) in models() {
-        for (dtype, tolerance) in [(FloatDType::BF16, 3e-2), (FloatDType::F16, 3e-3)] {
-            let model = QwenVl::from_dir_as(&dir, dtype, &Device::flex()).unwrap();
+        let types = [(FloatDType::BF16, 3e-2), (FloatDType::F16, 3e-3)];
+        for (dtype, tolerance) in types.into_iter().filter(|(dtype, _)| device().supports_dtype(*dtype)) {
+            let model = QwenVl::from_dir_as(&dir, dtype, &device()).unwrap();
             for case in &cases {
                 let scores = model.score(&scored(case), 1.0, &everything(&model), None).unwrap();
                 let found = real(case, "completion_mask", &values(scores.log_probs));
@@ -119,7 +117,7 @@ fn half_precision() {
 #[test]
 fn a_shared_prompt_changes_nothing() {
     for (dir, cases) in models() {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
         for case in &cases {
             let completions: Vec<&[u32]> = case.rows.iter().map(|(_, completion)| completion.as_slice()).collect();
             let score =
@@ -200,7 +198,7 @@ fn norm(values: &[f32]) -> f64 {
 #[test]
 fn supervised_gradients() {
     for (dir, cases) in models() {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap().train();
         for case in &cases {
             let (loss, gradients) = supervised(&model, case);
             check(case, "loss", &[loss], &case.tensors.f32("loss").1);
@@ -216,7 +214,7 @@ fn supervised_gradients() {
             for (parameter, expected) in norms {
                 let (found, expected) = (norm(&found[parameter]), expected.as_f64().unwrap_or(0.0));
                 let error = (found - expected).abs() / expected.max(1e-6 * largest);
-                assert!(error < TOLERANCE, "{} norm of {parameter}: {found} instead of {expected}", case.name);
+                assert!(error < tolerance(), "{} norm of {parameter}: {found} instead of {expected}", case.name);
             }
             let total = norm(&found.values().flatten().copied().collect::<Vec<f32>>());
             check(case, "gradient norm", &[total as f32], &[case.summary["global_grad_norm"].as_f64().unwrap() as f32]);
@@ -249,7 +247,7 @@ fn adamw_steps() {
         }
         let expected = Tensors::read(&path);
         let case = fixed_case(&dir);
-        let mut model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
+        let mut model = QwenVl::from_dir(&dir, &device()).unwrap().train();
         let mut optimizer = AdamWConfig::new().with_beta_2(0.999).with_epsilon(1e-8).with_weight_decay(0.01).init();
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         let mut first_gradients = BTreeMap::new();
@@ -330,7 +328,7 @@ fn policy_gradients() {
             continue;
         }
         let base = fixed_case(&dir);
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap().train();
         for (key, summary, path) in losses {
             checked += 1;
             let case = Case {
@@ -394,7 +392,7 @@ fn greedy(mask: &TokenMask) -> Generation<'_> {
 #[test]
 fn greedy_tokens() {
     for (dir, cases) in models() {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
         let mask = everything(&model);
         for case in &cases {
             let (shape, expected) = case.tensors.i64("greedy_ids");
@@ -451,8 +449,7 @@ fn other_ways_to_write_a_checkpoint() {
     let file = safetensors::serialize(renamed.collect::<Vec<_>>(), None).unwrap();
     std::fs::write(copy.path().join("model.safetensors"), file).unwrap();
     let prompt = Prompt::new(vec![1, 2, 3], Vec::new(), Vec::new());
-    let logits =
-        |dir: &Path| values(QwenVl::from_dir(dir, &Device::flex()).unwrap().prompt_logits(&[&prompt]).unwrap());
+    let logits = |dir: &Path| values(QwenVl::from_dir(dir, &device()).unwrap().prompt_logits(&[&prompt]).unwrap());
     assert_eq!(logits(copy.path()), logits(dir));
 }
 
@@ -463,7 +460,7 @@ fn weights_survive_a_round_trip() {
     let directories = support::case_dirs(&oracle_dir().join("models"));
     assert!(!directories.is_empty());
     for dir in directories {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
         let prompt = Prompt::new(vec![1, 2, 3], Vec::new(), Vec::new());
         let published = weights(&dir);
         let (whole, shards) =
@@ -494,7 +491,7 @@ fn weights_survive_a_round_trip() {
                     assert!(single || length < SHARD + 10_000, "{} has {length} bytes", file.display());
                 }
             }
-            let again = QwenVl::from_dir(&copy, &Device::flex()).unwrap();
+            let again = QwenVl::from_dir(&copy, &device()).unwrap();
             let logits = |model: &QwenVl| values(model.prompt_logits(&[&prompt]).unwrap());
             if rounding == 0.0 {
                 assert_eq!(logits(&again), logits(&model));

@@ -5,15 +5,14 @@
 
 mod support;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use firesight_vlm::{
     AttentionPoint, AttentionProbe, Error, Generation, LastAttention, Probe, ProcessedImage, Prompt, QwenVl,
     ResponseStates, Sampling, Scored,
 };
 use support::models::{Case, everything, models, scored, values};
-use support::{Tensors, relative_error};
+use support::{Tensors, device, relative_error, tolerance};
 
-const TOLERANCE: f64 = 1e-4;
 const POINTS: [AttentionPoint; 2] = [AttentionPoint::BeforeRope, AttentionPoint::AfterRope];
 const RESPONSES: [ResponseStates; 2] = [ResponseStates::Queries, ResponseStates::Keys];
 
@@ -97,14 +96,14 @@ fn check(case: &Case, what: &str, found: &[f32], expected: &[f64]) {
     let expected: Vec<f32> = expected.iter().map(|&value| value as f32).collect();
     let error = relative_error(found, &expected);
     println!("{:40} {what:60} {error:.1e}", case.name);
-    assert!(error < TOLERANCE, "{} {what}: relative error {error:.2e}", case.name);
+    assert!(error < tolerance(), "{} {what}: relative error {error:.2e}", case.name);
 }
 
 #[test]
 fn states_of_the_last_layer_agree() {
     let mut checked = 0;
     for (dir, cases) in models() {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
         let layers = model.config().text_config.num_hidden_layers;
         // In a batch of text alone, positions there count the padding.
         let known = |case: &&Case| {
@@ -160,7 +159,7 @@ fn states_of_the_last_layer_agree() {
 fn attention_that_visual_tokens_receive_agrees() {
     let mut checked = 0;
     for (dir, cases) in models() {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
         let config = support::json(&dir.join("config.json"));
         let vision = &config["vision_config"];
         let size = |key: &str| vision[key].as_u64().unwrap() as usize;
@@ -247,7 +246,7 @@ fn flat(found: LastAttention) -> (Vec<f32>, Vec<f32>) {
 #[test]
 fn drawing_hands_out_what_scoring_does() {
     for (dir, cases) in models() {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
         let case = &cases[0];
         let one = &case.rows[0].0;
         let short = Prompt::new(one.input_ids()[one.input_ids().len() - 3..].to_vec(), Vec::new(), Vec::new());
@@ -295,7 +294,7 @@ fn drawing_hands_out_what_scoring_does() {
 #[test]
 fn chosen_heads_and_visual_tokens_are_handed_out_and_no_others() {
     for (dir, cases) in models() {
-        let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap();
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
         let Some(case) = cases.iter().find(|case| case.rows.iter().any(|(prompt, _)| !prompt.images().is_empty()))
         else {
             continue;

@@ -195,3 +195,29 @@ fn help_completions_and_the_doctor_need_nothing() {
     has(&own.run(&["doctor"], 0).out, &["processors", "flex", "GFLOP/s"]);
     has(&own.run(&["doctor", "--device", "abacus"], 1).error, &["abacus cannot be used"]);
 }
+
+#[test]
+fn the_doctor_measures_a_device() {
+    let own = Own::new();
+    has(&own.run(&["doctor", "--deep"], 2).error, &["--device"]);
+    has(&own.run(&["doctor", "--device", "flex", "--deep", "--oracle", "nowhere"], 1).error, &["nowhere/models"]);
+    let found = own.run(&["--json", "doctor", "--device", "flex", "--deep"], 0).json();
+    let list = |name: &str| found[name].as_array().unwrap().clone();
+    // Two models; what is embedded was computed by transformers.
+    let against = |reference: &str| list("agreement").iter().filter(|one| one["reference"] == reference).count();
+    assert!(against("oracle") >= 6 && against("flex") == 2, "{found}");
+    for one in list("agreement") {
+        assert!(one["error"].as_f64().unwrap() <= one["allowed"].as_f64().unwrap(), "{one}");
+    }
+    assert!(list("rates").iter().all(|rate| rate["per_second"].as_f64().unwrap() > 1e6), "{found}");
+    let steps = list("steps");
+    assert_eq!(steps.len(), 2, "{found}");
+    for step in &steps {
+        assert!(step["drawn_per_second"].as_f64().unwrap() > 1.0 && step["memory"].as_f64().unwrap() > 1e6, "{step}");
+        let parts = step["drawing_seconds"].as_f64().unwrap() + step["update_seconds"].as_f64().unwrap();
+        assert!(parts <= step["seconds"].as_f64().unwrap(), "{step}");
+        assert!(step["update_seconds"].as_f64().unwrap() > 0.05 * parts, "nothing was trained: {step}");
+    }
+    has(&found["left_out"].to_string(), &["Qwen2.5-VL-3B"]);
+    assert!(found["hardware"].as_str().is_some_and(|name| !name.is_empty()));
+}

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::FloatDType;
 use firesight_data::Layout;
 use firesight_kawhi::KawhiConfig;
 use firesight_reward::RewardConfig;
@@ -25,6 +26,10 @@ pub struct RunConfig {
     pub seed: u64,
     /// `flex`, `cuda`, `cuda:<index>`, or `wgpu`.
     pub device: String,
+    /// Float type of activations and matrix products, and of weights that are not trained: those that are stay in float32.
+    /// On a CPU only of the latter.
+    #[serde(default)]
+    pub dtype: Dtype,
     /// Operating-system threads. Changes the speed, never the result.
     pub threads: usize,
     /// Keeps only the inputs of the model's layers for the backward pass and computes the rest again: less memory, more
@@ -51,6 +56,37 @@ pub struct RunConfig {
     /// What a run keeps to go on from.
     #[serde(default)]
     pub checkpoint: Checkpoint,
+}
+
+/// Float types of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// float32.
+    #[default]
+    F32,
+    /// bfloat16, and float32 for what is trained and where bfloat16 would hurt.
+    Bf16,
+}
+
+impl Dtype {
+    /// What configurations call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl From<Dtype> for FloatDType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::BF16,
+        }
+    }
 }
 
 /// What of the model changes.

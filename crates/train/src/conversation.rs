@@ -9,7 +9,7 @@ use firesight_vlm::{
 };
 
 use crate::Error;
-use crate::device::device;
+use crate::device::{device, precision};
 
 /// How a model is loaded to talk to, and how it answers.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +75,7 @@ impl Conversation {
         if let Some(adapter) = &speech.adapter {
             model = model.with_adapter(adapter)?.materialize();
         }
+        let model = model.with_precision(precision(&speech.device, speech.dtype));
         let published = processor.sampling();
         Ok(Self {
             mask: model.token_mask(processor.suppressed_tokens())?,

@@ -1,13 +1,14 @@
 //! What this build can use on this machine.
 
 use std::fmt::{self, Display};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use burn::tensor::{Distribution, Tensor};
 use serde::Serialize;
 
+use crate::Error;
 use crate::device::{NAMES, device};
+use crate::panics::caught;
 
 /// What this build can use on this machine.
 #[derive(Debug, Clone, Serialize)]
@@ -52,9 +53,12 @@ pub fn diagnosis(name: Option<&str>) -> Diagnosis {
 }
 
 fn examine(name: &str) -> DeviceDiagnosis {
-    let worked = device(name).map_err(|error| error.to_string()).and_then(|device| {
-        // A backend without its driver panics.
-        let work = AssertUnwindSafe(|| {
+    let refused = |error| match error {
+        Error::AbsentDevice { problem, .. } => problem,
+        error => error.to_string(),
+    };
+    let worked = device(name).map_err(refused).and_then(|device| {
+        let work = || {
             let matrix = Tensor::<2>::random([1024, 1024], Distribution::Default, &device);
             // One number of it, so that all devices have finished.
             let product = || matrix.clone().matmul(matrix.clone()).slice([0..1, 0..1]).into_scalar::<f32>();
@@ -62,11 +66,10 @@ fn examine(name: &str) -> DeviceDiagnosis {
             let first = product();
             let start = Instant::now();
             (first.is_finite() && product().is_finite(), start.elapsed().as_secs_f64())
-        });
-        match catch_unwind(work) {
-            Ok((true, seconds)) => Ok(seconds),
-            Ok((false, _)) => Err("its numbers are not finite".into()),
-            Err(panic) => Err(reason(&*panic)),
+        };
+        match caught(work)? {
+            (true, seconds) => Ok(seconds),
+            (false, _) => Err("its numbers are not finite".into()),
         }
     });
     let (product_seconds, problem) = match worked {
@@ -74,11 +77,6 @@ fn examine(name: &str) -> DeviceDiagnosis {
         Err(problem) => (None, Some(problem)),
     };
     DeviceDiagnosis { name: name.into(), product_seconds, problem }
-}
-
-fn reason(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("its backend panicked").to_owned()
 }
 
 #[cfg(target_arch = "x86_64")]

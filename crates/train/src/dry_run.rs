@@ -2,13 +2,13 @@
 
 use std::fmt::{self, Display};
 
-use burn::tensor::FloatDType;
 use firesight_rl::{Completion, Error as TrainerError, MicroBatch, RewardFailure, Task as _};
-use firesight_vlm::{Component, Grid, Hardware, MemoryPlan, Trained, Workload};
+use firesight_vlm::{Component, Grid, MemoryPlan, Trained, Workload};
 use serde::Serialize;
 
 use crate::Error;
 use crate::config::RunConfig;
+use crate::device::{hardware, precision};
 use crate::error::chain;
 use crate::evaluate::BATCH as MEASURED_TOGETHER;
 use crate::job::Job;
@@ -161,9 +161,8 @@ fn memory(questions: &[Question], job: &Job, config: &RunConfig) -> String {
         lora: config.trainable.lora.as_ref(),
         activation_checkpointing: config.activation_checkpointing,
     };
-    let hardware = if config.device.starts_with("flex") { Hardware::Cpu } else { Hardware::Gpu };
-    let plan =
-        |workload: &Workload| MemoryPlan::new(&job.base.model_config, workload, trained, hardware, FloatDType::F32);
+    let (hardware, precision) = (hardware(&config.device), precision(&config.device, config.dtype.into()));
+    let plan = |workload: &Workload| MemoryPlan::new(&job.base.model_config, workload, trained, hardware, precision);
     // Greedy answers are drawn for more questions at a time than rollouts are.
     let measuring = plan(&Workload {
         generation_prompts: MEASURED_TOGETHER.min(job.questions.held_out(config.evaluation.examples)),

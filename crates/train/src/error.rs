@@ -55,6 +55,14 @@ pub enum Error {
         /// What there is.
         available: String,
     },
+    /// A device that this machine does not have.
+    #[error("device {name:?} cannot be used: {problem}")]
+    AbsentDevice {
+        /// What was asked for.
+        name: String,
+        /// What is missing.
+        problem: String,
+    },
     /// The run directory holds something already.
     #[error("{path} exists and is not empty; a run never overwrites another")]
     RunDirectoryExists {

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 use firesight_kawhi::{Heads, KawhiConfig};
 use firesight_reward::{BoxFrame, Rewards};
-use firesight_vlm::{Component, ModelConfig, Parameter, Processor, QwenVl, has_weights, parameters};
+use firesight_vlm::{Component, ModelConfig, Parameter, Precision, Processor, QwenVl, has_weights, parameters};
 
 use crate::Error;
 use crate::config::{ChartData, CreditConfig, Data, HEADS, RunConfig, Trainable};
-use crate::device::device;
+use crate::device::{device, precision};
 use crate::grader::Grader;
 use crate::held_out::HeldOut;
 use crate::policy::VlmPolicy;
@@ -26,6 +26,7 @@ pub type More<'a> = dyn Fn(Rewards) -> Result<Rewards, firesight_reward::Error> 
 #[derive(Debug)]
 pub(crate) struct Base {
     device: Device,
+    precision: Precision,
     activation_checkpointing: bool,
     model: PathBuf,
     pub(crate) model_config: ModelConfig,
@@ -105,7 +106,12 @@ impl Job {
 impl Base {
     /// Reads the model directory but for the weights.
     pub(crate) fn new(config: &RunConfig) -> Result<Self, Error> {
-        Self::on(device(&config.device)?, config)
+        let device = device(&config.device)?;
+        if !device.supports_dtype(FloatDType::from(config.dtype)) {
+            let problem = format!("is {}, which {} cannot compute in", config.dtype.name(), config.device);
+            return Err(Error::Setting { key: "dtype", problem });
+        }
+        Self::on(device, config)
     }
 
     /// The same on another device than the configuration says.
@@ -121,6 +127,7 @@ impl Base {
         }
         Ok(Self {
             device,
+            precision: precision(&config.device, config.dtype.into()),
             activation_checkpointing: config.activation_checkpointing,
             model: config.model.clone(),
             model_config,
@@ -133,7 +140,9 @@ impl Base {
         let device = self.device.clone().autodiff();
         self.check_weights(trainable)?;
         let model = if has_weights(&self.model) {
-            QwenVl::from_dir(&self.model, &device)?.train()
+            // With adapters none of these weights is trained: they need not be there in float32 first.
+            let dtype = if trainable.lora.is_some() { self.precision.frozen } else { FloatDType::F32 };
+            QwenVl::from_dir_as(&self.model, dtype, &device)?.train()
         } else {
             QwenVl::new(&self.model_config, seed, &device)
         };
@@ -143,7 +152,7 @@ impl Base {
         } else if trainable.freeze_vision_tower {
             model = model.with_frozen(&TOWER);
         }
-        Ok(VlmPolicy::new(model, self.processor.clone())?)
+        Ok(VlmPolicy::new(model.with_precision(self.precision), self.processor.clone())?)
     }
 
     /// The parameters of [`Self::policy`], without any of their values.

@@ -4,6 +4,7 @@
 mod checkpoint;
 mod config;
 mod conversation;
+mod deep;
 mod device;
 mod diagnosis;
 mod difference;
@@ -19,7 +20,9 @@ mod held_out;
 mod inspection;
 mod job;
 mod measure;
+pub mod oracle;
 mod outcome;
+mod panics;
 mod policy;
 mod progress;
 mod questions;
@@ -40,10 +43,11 @@ mod tensorboard;
 mod trainable;
 
 pub use config::{
-    ChartData, Checkpoint, CreditConfig, Data, Evaluation, FileData, Log, Reinforcement, RunConfig, Supervised,
+    ChartData, Checkpoint, CreditConfig, Data, Dtype, Evaluation, FileData, Log, Reinforcement, RunConfig, Supervised,
     Trainable, WeightDecayOn,
 };
 pub use conversation::{Answer, Conversation, Speech};
+pub use deep::{Agreement, DeepDiagnosis, Rate, StepCost, deep_diagnosis};
 pub use device::device;
 pub use diagnosis::{DeviceDiagnosis, Diagnosis, diagnosis};
 pub use dry_run::{DryRun, ShownGrade, ShownPrompt, dry_run};

@@ -182,7 +182,7 @@ fn save_best(position: &Position, policy: &VlmPolicy, run: &Run<'_>) -> Result<(
 }
 
 /// The trainer as it was at `state`.
-fn trainer(state: State, config: &RunConfig) -> Result<Trainer<VlmPolicy>, Error> {
+pub(crate) fn trainer(state: State, config: &RunConfig) -> Result<Trainer<VlmPolicy>, Error> {
     let settings = &config.reinforcement;
     let State { position, policy, optimizer, reference } = state;
     let options = Options {

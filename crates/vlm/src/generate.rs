@@ -105,14 +105,17 @@ impl QwenVl {
         }
         let mut streams: Vec<ChaCha8Rng> =
             (0..rows as u64).map(|row| stream(options.seed, options.first_stream + row)).collect();
-        let encoded = self.encode_prompts(prompts, probe)?;
+        let converted = self.converted();
+        let model = converted.as_ref().unwrap_or(self);
+        let head = model.head();
+        let encoded = model.encode_prompts(prompts, probe)?;
         let device = encoded.states.hidden.device();
         let attention = probe.and_then(|probe| probe.attention.as_ref());
-        let mut tap = attention.map(|attention| Tap::new(attention, self.text().heads(), &device));
+        let mut tap = attention.map(|attention| Tap::new(attention, model.text().heads(), &device));
         let vocabulary = self.config().text_config.vocab_size;
         let mut sampler = Sampler::new(options.sampling);
         let mut drawing = Drawing {
-            text: self.text(),
+            text: model.text(),
             encoded: &encoded,
             completions,
             cache: CompletionCache::new(&encoded.states, rows, options.max_new_tokens),
@@ -121,7 +124,7 @@ impl QwenVl {
             places: vec![Vec::new(); rows],
             run: 0,
         };
-        let first = host(self.logits(last_hidden(&encoded)));
+        let first = host(last_hidden(&encoded).matmul(head.clone()));
         let mut logits: Vec<f32> = first.chunks_exact(vocabulary).flat_map(|row| row.repeat(completions)).collect();
         for length in 1.. {
             for (&number, row) in drawing.open.iter().zip(logits.chunks_exact(vocabulary)) {
@@ -137,11 +140,11 @@ impl QwenVl {
             if length == options.max_new_tokens || drawing.drawn.iter().all(|completion| completion.finished) {
                 break;
             }
-            logits = host(self.logits(drawing.run_last_tokens(tap.as_mut())));
+            logits = host(drawing.run_last_tokens(tap.as_mut()).matmul(head.clone()));
         }
         let attention = attention.zip(tap).zip(encoded.states.last_key.clone()).map(|((attention, tap), keys)| {
             let visual_keys = attention.visual_keys(prompts, &encoded.states.rows, keys);
-            attention.found(visual_keys, self.text().heads(), drawing.states_of(tap))
+            attention.found(visual_keys, model.text().heads(), drawing.states_of(tap))
         });
         let groups = drawing.drawn.chunks_exact(completions).map(<[Generated]>::to_vec).collect();
         Ok((groups, Probed { attention, image_attention: encoded.image_attention.clone() }))

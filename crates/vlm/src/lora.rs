@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::module::{Lora, Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor, TensorData};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -247,7 +247,8 @@ impl QwenVl {
             return Err(Error::Lora { problem: "the model has adapters already".into() });
         }
         let layers = ParamGroup::from_ids(factors.keys().copied().collect());
-        let lora = Lora::new(config.rank, config.alpha).set_param_group(layers);
+        // The factors are trained, whatever type the weights are kept in.
+        let lora = Lora::new(config.rank, config.alpha).set_param_group(layers).set_dtype(FloatDType::F32);
         let mut model = self.apply_lora(lora).map(&mut Fill { factors, place: Place::default() });
         model.lora = Some(config);
         Ok(model.noting_frozen_vision())

@@ -20,9 +20,9 @@ use crate::config::{Tower, VisionConfig};
 use crate::lora::{last_name, layers};
 use crate::parameters::{Component, Parameter, parameters};
 use crate::vision::attention_scores;
-use crate::{Grid, LoraConfig, ModelConfig, QwenVl, fused};
+use crate::{Grid, LoraConfig, ModelConfig, Precision, QwenVl, fused};
 
-/// Bytes of a float32, the type of scores, softmax and logits whatever the weights have.
+/// Bytes of a float32: the type of what is trained, of norms, scores, softmax and logits, whatever the rest is computed in.
 const SINGLE: u64 = 4;
 /// Bytes of a candidate in the sampler: a token id and a weight.
 const CANDIDATE: u64 = 16;
@@ -76,7 +76,8 @@ pub struct MemoryPlan {
     pub trained_parameters: u64,
     /// All weights.
     pub weights: u64,
-    /// Copies of the weights that have an adapter with the adapter merged into them, while completions are drawn.
+    /// Copies of weights while completions are drawn: of those that have an adapter, with the adapter merged into them; and
+    /// in another type than float32, of all whose type is converted.
     pub merged_weights: u64,
     /// One gradient for each trained parameter.
     pub gradients: u64,
@@ -96,19 +97,21 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan for a model of this configuration whose weights have the type `dtype`. None of them is made.
+    /// The plan for a model of this configuration. Nothing of it is made.
     #[must_use]
     pub fn new(
         config: &ModelConfig,
         workload: &Workload,
         trained: Trained<'_>,
         hardware: Hardware,
-        dtype: FloatDType,
+        precision: Precision,
     ) -> Self {
         let model = QwenVl::without_weights(config, &Device::default());
-        let (bytes, fused) = (DType::from(dtype).size() as u64, hardware == Hardware::Cpu && dtype == FloatDType::F32);
+        let fused_head = hardware == Hardware::Cpu;
+        let fused = fused_head && precision.compute == FloatDType::F32;
+        let [bytes, stored] = [precision.compute, precision.frozen].map(|dtype| DType::from(dtype).size() as u64);
         let (parameters, layers) = (parameters(&model), layers(&model));
-        Counter { config, workload, trained, bytes, fused, parameters, layers }.plan()
+        Counter { config, workload, trained, bytes, stored, fused, fused_head, parameters, layers }.plan()
     }
 
     /// The most that is held while completions are drawn. The optimizer's moments are: they stay where they are.
@@ -156,10 +159,14 @@ struct Counter<'a> {
     config: &'a ModelConfig,
     workload: &'a Workload,
     trained: Trained<'a>,
-    /// Of one value of the weights' type.
+    /// Of one value of the type that is computed in.
     bytes: u64,
+    /// Of one value of a parameter that is not trained.
+    stored: u64,
     /// Whether the operations of `fused` are those of the CPU.
     fused: bool,
+    /// Whether that of the output head is, which is always in float32.
+    fused_head: bool,
     parameters: Vec<Parameter>,
     /// Weights of the linear layers in the towers: those that can have an adapter.
     layers: Vec<Parameter>,
@@ -218,9 +225,11 @@ impl Counter<'_> {
         let adapters: u64 = self.adapted().map(|(layer, rank)| rank * layer.shape.iter().sum::<usize>() as u64).sum();
         let base = count(&self.parameters);
         let trained = adapters + Component::ALL.map(|component| self.trained_weights(component)).iter().sum::<u64>();
-        let weights = self.bytes * (base + adapters);
-        let merged_weights = self.bytes * self.adapted().map(|(layer, _)| layer.count() as u64).sum::<u64>();
-        let (gradients, optimizer) = (self.bytes * trained, 2 * self.bytes * trained);
+        let weights = SINGLE * trained + self.stored * (base + adapters - trained);
+        let adapted = self.adapted().map(|(layer, _)| layer.count() as u64).sum::<u64>();
+        let converted = [Component::Decoder, Component::Vision].map(|component| self.converted(component));
+        let merged_weights = SINGLE * adapted + converted.iter().sum::<u64>() + self.converted_head();
+        let (gradients, optimizer) = (SINGLE * trained, 2 * SINGLE * trained);
         let (vision, decoder) = (self.vision(), self.decoder());
         let (kv_cache, generation) = self.generation();
         let visual_features = self.visual_features(self.workload.generation_prompts);
@@ -251,24 +260,23 @@ impl Counter<'_> {
     fn step(&self, gradients: u64, vision: &Tape, decoder: &Tape) -> u64 {
         let sizes = self.sizes();
         let distributions = self.distributions();
-        let narrow = if self.bytes == SINGLE { 0 } else { distributions * self.bytes / SINGLE };
-        let embeddings = self.bytes * self.trained_weights(Component::Embeddings);
+        let embeddings = SINGLE * self.trained_weights(Component::Embeddings);
         // One gradient of the output head or the embedding table.
-        let table = if embeddings == 0 { 0 } else { self.bytes * sizes.vocabulary * sizes.hidden };
+        let table = if embeddings == 0 { 0 } else { SINGLE * sizes.vocabulary * sizes.hidden };
         // At the end the table's gradients as output head and as embeddings are added: two beside their sum.
         let added = if self.config.tie_word_embeddings { 2 } else { 0 };
         let of_towers = [Component::Vision, Component::Merger].map(|component| self.trained_weights(component));
-        let of_vision = self.bytes * of_towers.iter().sum::<u64>();
-        let kept = vision.kept + decoder.kept;
+        let of_vision = SINGLE * of_towers.iter().sum::<u64>();
+        let kept = vision.kept + decoder.kept + self.converted_head();
         // Without an entropy bonus nothing consumes the graph of the entropy, which keeps the log-probabilities and the
         // probabilities of the whole vocabulary until the loss goes out of scope.
         // The fused operation computes logits again, in parts, and adds up the table's gradient.
-        let entropy = if self.fused || self.trained.activation_checkpointing { 0 } else { 2 * distributions };
+        let entropy = if self.scored_in_parts() { 0 } else { 2 * distributions };
         [
             // Backward through the distributions.
             kept + self.distributions_at_once() * distributions,
-            // The head's gradient out of that of the logits, which is cast to the weights' type before.
-            kept + entropy + distributions + narrow + table,
+            // The head's gradient out of that of the logits.
+            kept + entropy + distributions + table,
             // First layer of the backward pass, last of the forward pass.
             kept + entropy + table + decoder.transient(),
             // Last layer of the decoder's backward pass.
@@ -293,15 +301,19 @@ impl Counter<'_> {
         let work = self.workload;
         let rows = work.prompts * work.completions * work.completion_tokens;
         let vocabulary = self.config.text_config.vocab_size;
-        let in_parts = self.fused || self.trained.activation_checkpointing;
-        let rows = if in_parts { rows.min(fused::rows_scored_together(vocabulary)) } else { rows };
+        let rows = if self.scored_in_parts() { rows.min(fused::rows_scored_together(vocabulary)) } else { rows };
         SINGLE * (rows * vocabulary) as u64
+    }
+
+    /// Whether logits are there for a few tokens at a time.
+    fn scored_in_parts(&self) -> bool {
+        self.fused_head || self.trained.activation_checkpointing
     }
 
     /// Logits are computed again, a part at a time, and their gradient takes their place. Or shifted logits,
     /// log-probabilities and probabilities were kept, and two gradients of that size meet.
     fn distributions_at_once(&self) -> u64 {
-        if self.fused { 1 } else { 5 }
+        if self.fused_head { 1 } else { 5 }
     }
 
     /// What is kept of so many attention scores: the shifted score and its exponential in float32, and for the product
@@ -373,7 +385,8 @@ impl Counter<'_> {
             || weights.clone().filter(|&layer| linear(last_name(layer))).map(|layer| bytes * layer.count() as u64);
         // Weights with an adapter are composed and kept for the gradient of their input. That of the weight belongs to a
         // shallow node of its own, which comes last in the backward pass.
-        let composed = if self.trained.lora.is_some() { sizes().sum::<u64>() } else { 0 };
+        let composed =
+            if self.trained.lora.is_some() { sizes().sum::<u64>() } else { self.converted(Component::Decoder) };
         let tape = Tape {
             kept: layers * layer + composed,
             // Two as large as the hidden states of the SwiGLU, or as a weight.
@@ -398,8 +411,9 @@ impl Counter<'_> {
         let patches = self.patches(self.workload.prompts);
         let scores = self.vision_scores(vision, self.workload.prompts);
         let adapted = self.adapted().filter(|(layer, _)| layer.component == Component::Vision);
-        let composed = bytes * adapted.map(|(layer, _)| layer.count() as u64).sum::<u64>();
         let whole = self.is_trained(Component::Vision);
+        let composed = bytes * adapted.map(|(layer, _)| layer.count() as u64).sum::<u64>();
+        let composed = if whole { self.converted(Component::Vision) } else { composed };
         let blocks_trained = whole || composed > 0;
 
         let norm = |component, read_by_linear| match &vision.tower {
@@ -507,14 +521,24 @@ impl Counter<'_> {
         (kv_cache, vision.max(prefill).max(decode))
     }
 
-    /// What RMSNorm keeps of a row of `width` values: the input; the same in float32 where that is another type, for its
-    /// square; without the fused operation the normalised input for the gradient of the scale; and the output where a
-    /// linear layer reads it whose weight has a gradient.
+    /// What RMSNorm keeps of a row of `width` values: in float32 the input, and without the fused operation the normalised
+    /// input for the gradient of the scale; and the output where a linear layer reads it whose weight has a gradient.
     fn rms_norm(&self, width: u64, component: Component, read_by_linear: bool) -> u64 {
-        let squared = if self.bytes == SINGLE { 0 } else { SINGLE };
         let normalised = !self.fused && self.is_trained(component);
-        let kept = 1 + u64::from(normalised) + u64::from(read_by_linear);
-        width * (self.bytes * kept + squared)
+        width * (SINGLE * (1 + u64::from(normalised)) + self.bytes * u64::from(read_by_linear))
+    }
+
+    /// Copies in another type than float32 of the weights of a component's linear layers that are kept in float32.
+    fn converted(&self, component: Component) -> u64 {
+        let in_single = |layer: &&Parameter| self.is_trained(component) || self.has_adapter(layer);
+        let layers = self.layers.iter().filter(|layer| layer.component == component).filter(in_single);
+        if self.bytes == SINGLE { 0 } else { self.bytes * count(layers) }
+    }
+
+    /// A copy in float32 of an output head that is kept in another type.
+    fn converted_head(&self) -> u64 {
+        let Sizes { vocabulary, hidden, .. } = self.sizes();
+        if self.stored == SINGLE || self.is_trained(Component::Embeddings) { 0 } else { SINGLE * vocabulary * hidden }
     }
 
     /// Attention scores of each block of the tower, over all heads and images.
@@ -571,8 +595,12 @@ impl Counter<'_> {
     /// Layers that have an adapter, and its rank.
     fn adapted(&self) -> impl Iterator<Item = (&Parameter, u64)> {
         let rank = self.trained.lora.map(|lora| lora.rank as u64);
-        let layers = self.layers.iter().filter(|layer| self.has_gradient(layer.component, last_name(layer)));
+        let layers = self.layers.iter().filter(|layer| self.has_adapter(layer));
         layers.filter_map(move |layer| Some((layer, rank?)))
+    }
+
+    fn has_adapter(&self, layer: &Parameter) -> bool {
+        self.trained.lora.is_some() && self.has_gradient(layer.component, last_name(layer))
     }
 
     /// Number of the component's own weights that are trained.
@@ -585,7 +613,7 @@ impl Counter<'_> {
         let whole = self.parameters.iter().filter(|parameter| self.is_trained(parameter.component));
         let factor = |(layer, rank): (&Parameter, u64)| rank * layer.shape.iter().copied().max().unwrap_or(0) as u64;
         let counts = whole.map(|parameter| parameter.count() as u64).chain(self.adapted().map(factor));
-        self.bytes * counts.max().unwrap_or(0)
+        SINGLE * counts.max().unwrap_or(0)
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use crate::config::ModelConfig;
 use crate::features::FrozenVision;
@@ -147,17 +147,14 @@ impl QwenVl {
         self.model.visual.as_ref().ok_or_else(|| Error::NoVision { model: self.config.model_type.clone() })
     }
 
-    /// Logits of hidden states `[rows, hidden_size]`: `[rows, vocab_size]`, in float32.
-    pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        hidden.matmul(self.head()).cast(DType::F32)
-    }
-
-    /// The output head: `[hidden_size, vocab_size]`.
+    /// The output head, `[hidden_size, vocab_size]`, in float32: what a logit of 20 loses in bfloat16 is as large as the
+    /// differences of log-probabilities that training goes by.
     pub(crate) fn head(&self) -> Tensor<2> {
-        match &self.lm_head {
+        let head = match &self.lm_head {
             Some(head) => head.weight.val(),
             None => self.model.language_model.embed_tokens.weight.val().transpose(),
-        }
+        };
+        head.cast(DType::F32)
     }
 
     /// Logits of the whole of each prompt, `[prompts, tokens, vocab_size]`, rows right-padded.
@@ -176,12 +173,27 @@ impl QwenVl {
         let padded = |rows: &Range<usize>| rows.clone().chain(repeat(0)).take(longest);
         let rows: Vec<usize> = states.rows.iter().flat_map(padded).collect();
         let hidden = states.hidden.clone().select(0, indices(&rows, &states.hidden.device()));
-        Ok(self.logits(hidden).reshape([prompts.len(), longest, vocabulary]))
+        Ok(hidden.matmul(self.head()).reshape([prompts.len(), longest, vocabulary]))
     }
 
     /// Where its weights are.
     pub(crate) fn device(&self) -> Device {
         self.text().embed_tokens.weight.val().device()
+    }
+
+    /// The float type of its activations and products.
+    #[must_use]
+    pub fn compute_dtype(&self) -> FloatDType {
+        self.text().dtype.into()
+    }
+
+    /// Sets the float type of its activations and products, and nothing else.
+    pub(crate) fn computing_in(mut self, dtype: FloatDType) -> Self {
+        self.model.language_model.dtype = dtype.into();
+        if let Some(tower) = &mut self.model.visual {
+            tower.dtype = dtype.into();
+        }
+        self
     }
 
     pub(crate) fn text(&self) -> &TextModel {

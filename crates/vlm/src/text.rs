@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use crate::config::TextConfig;
 use crate::fused::{Attended, Span, attend, linear, rms_norm, swiglu};
@@ -30,6 +30,9 @@ pub(crate) struct TextModel {
     norm: RmsNorm,
     #[module(skip)]
     rope: MultimodalRope,
+    /// Of the residual stream.
+    #[module(skip)]
+    pub(crate) dtype: DType,
 }
 
 #[derive(Module, Debug)]
@@ -135,6 +138,7 @@ impl TextModel {
             layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(config, device)).collect(),
             norm: norm(config.hidden_size, config, device),
             rope: MultimodalRope::new(config),
+            dtype: DType::F32,
         }
     }
 
@@ -144,7 +148,7 @@ impl TextModel {
         let count = ids.len();
         let ids =
             Tensor::<2, Int>::from_data(TensorData::new(ids, [1, count]), &self.embed_tokens.weight.val().device());
-        self.embed_tokens.forward(ids).squeeze_dim(0)
+        self.embed_tokens.forward(ids).squeeze_dim(0).cast(self.dtype)
     }
 
     /// Embeddings of a sequence, with what the vision tower made of the images where these stand.
@@ -157,11 +161,11 @@ impl TextModel {
     }
 
     pub(crate) fn pass(&self, sequence: &Sequence) -> Pass {
-        let weight = self.embed_tokens.weight.val();
-        let device = weight.device().without_autodiff();
+        let device = self.embed_tokens.weight.val().device().without_autodiff();
+        let Heads { dim, .. } = self.heads();
         Pass {
             rotary: self.rope.tables(&sequence.positions, &device),
-            attended: Attended::new(&weight, &sequence.spans, true, self.heads().sharing(), self.heads().dim),
+            attended: Attended::new(&device, self.dtype, &sequence.spans, true, self.heads().sharing(), dim),
             visual: indices(&sequence.visual, &device),
         }
     }
@@ -191,9 +195,9 @@ impl TextModel {
         }
     }
 
-    /// The norm behind the last layer.
+    /// The norm behind the last layer, in float32 for the output head.
     pub(crate) fn normalise(&self, x: Tensor<2>) -> Tensor<2> {
-        rms_norm(&self.norm, x)
+        rms_norm(&self.norm, x.cast(DType::F32))
     }
 
     /// Runs prompts. Keeps the last layer's keys at `point`.
@@ -270,14 +274,16 @@ impl TextModel {
         cache: &CompletionCache,
     ) -> Step<'a> {
         let positions: Vec<Position> = tokens.iter().map(|new| [new.position + cache.length as u32; 3]).collect();
-        let rotary = self.rope.tables(&positions, &embeddings.device());
+        let device = embeddings.device();
+        let rotary = self.rope.tables(&positions, &device);
         let span = |(row, new): (usize, &NewToken)| Span {
             queries: row..row + 1,
             own: row * cache.capacity..row * cache.capacity + cache.length + 1,
             prompt: prompt.rows[new.prompt].clone(),
         };
         let spans: Vec<Span> = tokens.iter().enumerate().map(span).collect();
-        let attended = Attended::new(embeddings, &spans, true, self.heads().sharing(), self.heads().dim);
+        let Heads { dim, .. } = self.heads();
+        let attended = Attended::new(&device, self.dtype, &spans, true, self.heads().sharing(), dim);
         Step { prompt, rotary, attended }
     }
 

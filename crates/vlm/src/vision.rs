@@ -60,6 +60,9 @@ pub(crate) struct VisionTower {
     deepstack_merger_list: Vec<PatchMerger>,
     #[module(skip)]
     config: VisionConfig,
+    /// Of the residual stream.
+    #[module(skip)]
+    pub(crate) dtype: DType,
 }
 
 /// A convolution whose stride is its kernel: a matrix product over flattened patches.
@@ -150,6 +153,7 @@ impl VisionTower {
             merger: PatchMerger::new(config, false, device),
             deepstack_merger_list: (0..deepstack).map(|_| PatchMerger::new(config, true, device)).collect(),
             config: config.clone(),
+            dtype: DType::F32,
         }
     }
 
@@ -192,8 +196,7 @@ impl VisionTower {
 
     /// Lays out images for a pass, and their pixels: `[patches, pixels of a patch]`.
     pub(crate) fn pass(&self, images: &[&ProcessedImage]) -> (VisionPass, Tensor<2>) {
-        let weight = self.patch_embed.proj.weight.val();
-        let device = weight.device().without_autodiff();
+        let device = self.patch_embed.proj.weight.val().device().without_autodiff();
         let merge = self.config.spatial_merge_size;
         let layouts: Vec<Layout> = images.iter().map(|image| Layout::new(&self.config, image.grid)).collect();
         let patches = ranges(layouts.iter().map(|layout| layout.patches.len()));
@@ -211,10 +214,10 @@ impl VisionTower {
             }
         }
         let pixels = TensorData::new(pixels, [coordinates.len(), self.patch_embed.proj.patch_length()]);
-        let pixels = Tensor::<2>::from_data(pixels, &device).cast(weight.dtype());
+        let pixels = Tensor::<2>::from_data(pixels, &device).cast(self.dtype);
         let head_dim = self.config.hidden_size / self.config.num_heads;
         let span = |range: Range<usize>| Span { queries: range.clone(), own: range, prompt: 0..0 };
-        let attended = |spans: Vec<Span>| Attended::new(&weight, &spans, false, 1, head_dim);
+        let attended = |spans: Vec<Span>| Attended::new(&device, self.dtype, &spans, false, 1, head_dim);
         let whole = attended(patches.iter().cloned().map(span).collect());
         let in_windows = matches!(self.config.tower, Tower::Qwen2_5 { .. });
         let windows = in_windows.then(|| {
@@ -246,7 +249,7 @@ impl VisionTower {
         match &self.pos_embed {
             Some(table) => {
                 let positions = Self::positions(table, &pass.places, &x.device().without_autodiff());
-                x + positions
+                x + positions.cast(self.dtype)
             }
             None => x,
         }
@@ -315,8 +318,7 @@ impl VisionTower {
         let patches = patches.len();
         let weights = Tensor::<3>::from_data(TensorData::new(weights, [4, patches, 1]), device);
         let corners = table.weight.val().select(0, indices(&entries, device)).reshape([4, patches, hidden_size]);
-        let dtype = corners.dtype();
-        (corners * weights.cast(dtype)).sum_dim(0).squeeze_dim(0)
+        (corners.cast(DType::F32) * weights).sum_dim(0).squeeze_dim(0)
     }
 }
 

@@ -74,17 +74,17 @@ impl QwenVl {
     }
 
     /// Reads a model directory: `config.json` and its weights, in one file or in shards with an index, in any float
-    /// type, to compute in `dtype`.
+    /// type, to keep and to compute in `dtype`; see [`Precision`](crate::Precision).
     ///
     /// The files are mapped into memory and read one parameter at a time, so that no second copy of the weights is
-    /// ever held. Softmax, the mean squares of norms, and log-probabilities are computed in float32 whatever `dtype` is.
+    /// ever held.
     ///
     /// # Errors
     /// When a file is missing or broken; [`Error::Weights`] lists every parameter that is missing, superfluous, of
     /// another shape than the configuration says, or unreadable.
     pub fn from_dir_as(dir: &Path, dtype: FloatDType, device: &Device) -> Result<Self, Error> {
         let config = ModelConfig::from_dir(dir)?;
-        let mut model = Self::without_weights(&config, device);
+        let mut model = Self::without_weights(&config, device).computing_in(dtype);
         let expected = parameters(&model);
         let mut by_name: BTreeMap<&str, &Parameter> = expected.iter().map(|p| (p.name.as_str(), p)).collect();
         let mut tensors = Vec::with_capacity(expected.len());

@@ -43,23 +43,27 @@ pub(crate) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D
     plain::swiglu(gate, up)
 }
 
-/// Root-mean-square normalisation along the last axis.
+/// Root-mean-square normalisation along the last axis (arXiv 1910.07467), in float32.
 pub(crate) fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
+    let gamma = norm.gamma.val().cast(DType::F32);
     #[cfg(feature = "flex")]
     if runs_on(&x.device(), x.dtype()) {
-        return cpu::rms_norm(x, norm.gamma.val(), norm.epsilon as f32);
+        return cpu::rms_norm(x, gamma, norm.epsilon as f32);
     }
-    norm.forward(x)
+    plain::rms_norm(x, gamma, norm.epsilon)
 }
 
-/// Layer normalisation along the last axis (arXiv 1607.06450). `epsilon` is that of the norm, which does not tell it.
-#[cfg_attr(not(feature = "flex"), expect(unused_variables, reason = "the CPU alone asks"))]
+/// Layer normalisation along the last axis (arXiv 1607.06450), in float32. `epsilon` is that of the norm, which does not
+/// tell it.
 pub(crate) fn layer_norm<const D: usize>(norm: &LayerNorm, epsilon: f64, x: Tensor<D>) -> Tensor<D> {
+    let gamma = norm.gamma.val().cast(DType::F32);
+    let beta = norm.beta.as_ref().map(|beta| beta.val().cast(DType::F32));
     #[cfg(feature = "flex")]
-    if let Some(beta) = norm.beta.as_ref().filter(|_| runs_on(&x.device(), x.dtype())) {
-        return cpu::layer_norm(x, norm.gamma.val(), beta.val(), epsilon as f32);
+    if let Some(beta) = beta.clone().filter(|_| runs_on(&x.device(), x.dtype())) {
+        return cpu::layer_norm(x, gamma, beta, epsilon as f32);
     }
-    norm.forward(x)
+    let dtype = x.dtype();
+    burn::tensor::module::layer_norm(x.cast(DType::F32), gamma, beta, epsilon).cast(dtype)
 }
 
 /// GELU in its approximation by the hyperbolic tangent (arXiv 1606.08415).
@@ -80,12 +84,14 @@ pub(crate) fn linear(layer: &Linear, x: Tensor<2>) -> Tensor<2> {
     project(x, layer.weight.val(), layer.bias.as_ref().map(Param::val))
 }
 
-/// `x` times `weight`, and the bias added.
+/// `x` times `weight`, and the bias added, all in the type of `x`.
 ///
 /// # Shapes
 /// - `x`: `[rows, inputs]`
 /// - `weight`: `[inputs, outputs]`
 pub(crate) fn project(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    let dtype = x.dtype();
+    let (weight, bias) = (weight.cast(dtype), bias.map(|bias| bias.cast(dtype)));
     #[cfg(feature = "flex")]
     if runs_on(&x.device(), x.dtype()) {
         return match bias {
@@ -146,25 +152,26 @@ struct Seen {
 }
 
 impl Attended {
-    /// For queries like these, of `heads` query heads for every key head. `causal`: the queries of a span are the last
+    /// For queries of this type, of `heads` query heads for every key head. `causal`: the queries of a span are the last
     /// of the tokens that its own keys belong to, and see of these themselves and those before.
     #[cfg_attr(not(feature = "flex"), expect(unused_variables, reason = "the CPU alone asks"))]
-    pub(crate) fn new<const D: usize>(
-        like: &Tensor<D>,
+    pub(crate) fn new(
+        device: &Device,
+        dtype: DType,
         spans: &[Span],
         causal: bool,
         heads: usize,
         head_dim: usize,
     ) -> Self {
         let scale = (head_dim as f32).powf(-0.5);
-        let on_cpu = runs_on(&like.device(), like.dtype());
+        let on_cpu = runs_on(device, dtype);
         Self {
             seen: Seen {
                 scale,
                 #[cfg(feature = "flex")]
                 tiles: if on_cpu { attention::tiles(spans, causal, heads).into() } else { Arc::default() },
             },
-            padded: (!on_cpu).then(|| plain::Padded::of(spans, causal, &like.device()).into()),
+            padded: (!on_cpu).then(|| plain::Padded::of(spans, causal, device).into()),
         }
     }
 
@@ -424,7 +431,7 @@ mod tests {
             let query = random([queries, heads * sharing, dim]);
             let [key, value] = [(); 2].map(|()| random([queries, heads, dim]));
             let own = || [key.clone(), value.clone()];
-            let seen = Attended::new(&query, &spans, true, sharing, dim);
+            let seen = Attended::new(&query.device(), DType::F32, &spans, true, sharing, dim);
             let padded = plain::Padded::of(&spans, true, &query.device());
             let plain = || plain::attend(&query, None, &own(), seen.seen.scale, &padded);
             compare("attend", [&query, &key, &value], || attend(query.clone(), None, own(), &seen), plain);
@@ -453,7 +460,7 @@ mod tests {
             let prompt = || (prompt_tokens > 0).then(|| [prompt_key.clone(), prompt_value.clone()]);
             let own = || [key.clone(), value.clone()];
             for causal in [true, false] {
-                let seen = Attended::new(&query, &spans, causal, sharing, dim);
+                let seen = Attended::new(&query.device(), DType::F32, &spans, causal, sharing, dim);
                 let padded = plain::Padded::of(&spans, causal, &query.device());
                 let fused = || attend(query.clone(), prompt(), own(), &seen);
                 let plain = || plain::attend(&query, prompt().as_ref(), &own(), seen.seen.scale, &padded);
@@ -478,7 +485,7 @@ mod tests {
         assert_eq!(padding(&spans(&[(3, &[6, 3, 2]), (2, &[4])], 0, 0)), 36 - 15);
         // Prompts beside them are no longer for that.
         assert_eq!(padding(&side_by_side(&[(3, &[6, 3, 2]), (2, &[4])])), 1 + 36 - 15);
-        let seen = Attended::new(&Tensor::<1>::zeros([1], &device), &spans(&[(3, &[6, 3])], 0, 0), true, 1, 4);
+        let seen = Attended::new(&device, DType::F32, &spans(&[(3, &[6, 3])], 0, 0), true, 1, 4);
         assert_eq!(seen.padding(), 0);
     }
 

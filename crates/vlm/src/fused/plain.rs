@@ -18,6 +18,13 @@ pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D
     silu(gate) * up
 }
 
+pub(super) fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = x.cast(DType::F32);
+    let root = (x.clone().square().mean_dim(D - 1) + epsilon).sqrt();
+    (x / root * gamma.unsqueeze()).cast(dtype)
+}
+
 pub(super) fn rotate(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
     let [_, _, dim] = x.dims();
     let table = |table: &Tensor<2>| table.clone().cast(x.dtype()).unsqueeze_dim::<3>(1);
