@@ -51,7 +51,8 @@ struct Flat<'a> {
 
 impl ModuleVisitor for Flat<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let gradient = self.gradients.get::<D>(param.id).unwrap();
+        // Words alone never reach the vision tower.
+        let Some(gradient) = self.gradients.get::<D>(param.id) else { return };
         assert_eq!(gradient.dtype(), DType::F32, "the optimizer works on float32 alone");
         self.found.extend(values(gradient));
     }
@@ -79,18 +80,24 @@ fn bfloat16_computes_the_same_model_and_trains_float32() {
     for (dir, cases) in models() {
         let single = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
         let half = single.clone().with_precision(BF16);
+        // How far off a model is whose weights alone have 8 bits: activations have them, too, many times over.
+        let rounded = QwenVl::from_dir_as(&dir, FloatDType::BF16, &Device::flex()).unwrap();
+        let rounded = rounded.with_precision(Precision::F32).train();
         assert_eq!(half.compute_dtype(), FloatDType::BF16);
         assert_eq!(types(&half), ["trained F32"], "nothing is frozen");
         for checkpointing in [false, true] {
             let half = half.clone().with_activation_checkpointing(checkpointing);
             for case in &cases {
                 let error = distance(&log_probs(&half, case), &log_probs(&single, case));
-                let [found, expected] = [&half, &single].map(|model| flat(model, &gradients(model, case)));
-                let of_gradient = distance(&found, &expected);
-                println!("{:40} log-probs {error:.1e} gradient {of_gradient:.1e}", case.name);
+                let [found, expected, rounded] =
+                    [&half, &single, &rounded].map(|model| flat(model, &gradients(model, case)));
+                let (of_gradient, of_weights) = (distance(&found, &expected), distance(&rounded, &expected));
+                println!("{:40} log-probs {error:.1e} gradient {of_gradient:.1e} {of_weights:.1e}", case.name);
                 // Too good would mean that it was computed in float32.
                 assert!(error > 1e-5 && error < HALF, "{}: {error:.1e}", case.name);
-                assert!(of_gradient > 1e-5 && of_gradient < 2.0 * HALF, "{}: {of_gradient:.1e}", case.name);
+                // Weights that were published in bfloat16 are rounded already.
+                let rounding = of_weights.max(4.0 / 256.0);
+                assert!(of_gradient > 1e-5 && of_gradient < 5.0 * rounding, "{}: {of_gradient:.1e}", case.name);
             }
         }
     }
