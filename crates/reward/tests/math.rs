@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use firesight_reward::math::{equivalent, final_answer, grade};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 const PAIRS: &str = include_str!("../../../tests/math_verify/pairs.tsv");
 const DISAGREEMENTS: &str = include_str!("../../../tests/math_verify/disagreements.tsv");
@@ -198,8 +199,18 @@ fn expression() -> impl Strategy<Value = String> {
     })
 }
 
+fn cases() -> ProptestConfig {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    ProptestConfig {
+        cases: config.cases.max(1000),
+        rng_seed: if config.rng_seed == RngSeed::Random { RngSeed::Fixed(0) } else { config.rng_seed },
+        ..config
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    // The same cases every time; PROPTEST_RNG_SEED and PROPTEST_CASES ask for others, and for more.
+    #![proptest_config(cases())]
 
     #[test]
     fn order_does_not_matter(left in latex(), right in latex()) {
@@ -222,6 +233,10 @@ proptest! {
         let [more, same] = [format!("({sum})\\cdot 1.01"), format!("0+{sum}")];
         // Nothing is known of what has no value, such as one over zero.
         prop_assert!(equivalent(&sum, &other) || !equivalent(&sum, &same), "{} and {}", sum, other);
-        prop_assert!(!equivalent(&sum, &more) || equivalent(&sum, "0"));
+        // A hundredth more is something else, unless rounding hides it, as it does in 10^{-14} + sin(pi): then it is
+        // hidden beside one as well.
+        let lost = format!("1+({more})-({sum})");
+        let hidden = equivalent(&lost, "1") && !equivalent(&lost, "2");
+        prop_assert!(!equivalent(&sum, &more) || hidden, "{} and {}", sum, more);
     }
 }
