@@ -39,7 +39,7 @@ struct Options {
     /// Rollouts of reinforcement learning [default: as in the configuration].
     #[arg(long)]
     steps: Option<usize>,
-    /// flex, cuda, cuda:1... or wgpu, as far as compiled in [default: as in the configuration].
+    /// flex, cuda, cuda:1..., wgpu, wgpu:1..., as far as compiled in [default: as in the configuration].
     #[arg(long)]
     device: Option<String>,
     /// Threads; changes the speed, never the result [default: all processors].

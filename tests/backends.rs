@@ -13,9 +13,9 @@ mod support;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::{Module as _, ModuleVisitor, Param};
+use burn::module::Module as _;
 use burn::optim::AdamWConfig;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use firesight_kawhi::{Granularity, KawhiConfig, SgufConfig};
 use firesight_rl::{Algorithm, Group, MicroBatch, Options, Sampler as _, Sampling, Trainer, Update};
 use firesight_train::task::{Charts, Picture};
@@ -25,6 +25,7 @@ use firesight_train::{
 use firesight_vlm::{ModelConfig, Processor, QwenVl};
 use metrics::metrics;
 use parity::Parity;
+use support::models::weights;
 use support::{device_name, relative_error, tolerance};
 
 const FAMILIES: [&str; 2] = ["qwen-small", "qwen2.5-small"];
@@ -76,20 +77,6 @@ fn trainer(policy: VlmPolicy) -> Trainer<VlmPolicy> {
     // An epsilon above the noise of gradients that are zero but for rounding, which AdamW would blow up to whole steps.
     let optimizer = AdamWConfig::new().with_epsilon(1e-3).init();
     Trainer::new(policy, optimizer, Algorithm { kl: None, ..Algorithm::grpo() }, credit, options).unwrap()
-}
-
-struct Weights(Vec<f32>);
-
-impl ModuleVisitor for Weights {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.extend(param.val().into_data().iter::<f32>());
-    }
-}
-
-fn weights(policy: &VlmPolicy) -> Vec<f32> {
-    let mut weights = Weights(Vec::new());
-    policy.visit(&mut weights);
-    weights.0
 }
 
 fn check(what: &str, found: &[f32], expected: &[f32]) {

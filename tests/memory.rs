@@ -12,10 +12,8 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use firesight_rl::{Algorithm, Completion, Group, MicroBatch, Options, Reward, Sampler, Sampling, Trainer, Uniform};
 use firesight_train::{VlmPolicy, VlmPrompt};
 use firesight_vlm::{
-    Component, Grid, Hardware, LoraConfig, MemoryPlan, ModelConfig, Precision, ProcessedImage, Processor, Prompt,
-    QwenVl, Trained, Workload,
+    Component, Grid, Hardware, LoraConfig, MemoryPlan, ModelConfig, Precision, Processor, QwenVl, Trained, Workload,
 };
-use image::RgbImage;
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -34,21 +32,6 @@ const KEPT_LEFT_OUT: f64 = 8192.0;
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
-}
-
-/// A prompt of token 1 and grey images.
-fn prompt(config: &ModelConfig, workload: &Workload) -> Prompt {
-    let vision = config.vision_config.as_ref().unwrap();
-    let patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size.pow(2);
-    let (mut ids, mut images, mut spans) = (vec![1; workload.text_tokens], Vec::new(), Vec::new());
-    for &grid in &workload.images {
-        let start = ids.len();
-        ids.resize(start + grid.visual_tokens(vision.spatial_merge_size), config.image_token_id.unwrap());
-        let pixel_values = vec![0.0; grid.patches() * patch].into();
-        images.push(ProcessedImage { pixel_values, grid, rgb: Arc::new(RgbImage::new(1, 1)) });
-        spans.push(start..ids.len());
-    }
-    Prompt::new(ids, images, spans)
 }
 
 /// Bytes at their peak.
@@ -78,7 +61,7 @@ fn measure(
     trained: Trained<'_>,
     precision: Precision,
 ) -> Measured {
-    let prompt = prompt(config, workload);
+    let prompt = workload.prompt(config);
     // One of its own at every place: they share the pixels, and what a frozen tower makes of those stays with each.
     let fresh = || VlmPrompt::new(prompt.clone(), 1);
     let length = workload.completion_tokens;

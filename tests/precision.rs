@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use burn::module::{Module as _, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
+use firesight_train::oracle::distance;
 use firesight_vlm::{Component, Generation, LoraConfig, Precision, Prompt, QwenVl, Sampling, parameters};
-use support::models::{Case, everything, models, real, scored, values};
+use support::models::{Case, everything, models, real, scored, values, weights};
 
 /// What the 8 bits of bfloat16 explain, less what a few layers of rounding add up to.
 const HALF: f64 = 3e-2;
@@ -62,17 +63,6 @@ fn flat(model: &QwenVl, gradients: &GradientsParams) -> Vec<f32> {
     let mut flat = Flat { gradients, found: Vec::new() };
     model.visit(&mut flat);
     flat.found
-}
-
-fn norm(values: impl Iterator<Item = f64>) -> f64 {
-    values.map(|value| value * value).sum::<f64>().sqrt()
-}
-
-/// How far one list of numbers is from another, relative to that.
-fn distance(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    norm(found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)))
-        / norm(expected.iter().map(|&value| f64::from(value)))
 }
 
 #[test]
@@ -148,22 +138,9 @@ fn an_optimizer_step_is_one_of_float32() {
         moved = optimizer.step(step, moved, gradients);
     }
     assert_eq!(types(&moved), ["trained F32"]);
-    let weight = |model: &QwenVl| {
-        let mut all = Weights(Vec::new());
-        model.visit(&mut all);
-        all.0
-    };
     let change =
-        weight(&moved).iter().zip(weight(&model)).map(|(after, before)| (after - before).abs()).fold(0.0, f32::max);
+        weights(&moved).iter().zip(weights(&model)).map(|(after, before)| (after - before).abs()).fold(0.0, f32::max);
     assert!(change > 2.0 * step as f32 && change < 4.0 * step as f32, "{change:e}");
-}
-
-struct Weights(Vec<f32>);
-
-impl ModuleVisitor for Weights {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.extend(values(param.val()));
-    }
 }
 
 /// A base model that adapters are trained on takes half the memory, and computes what its rounded weights say.
@@ -176,6 +153,7 @@ fn what_is_not_trained_is_kept_in_bfloat16() {
         let stored = adapted(QwenVl::from_dir_as(&dir, FloatDType::BF16, &device).unwrap())
             .with_precision(Precision::stored(FloatDType::BF16));
         assert_eq!(types(&stored), ["frozen BF16", "trained F32"]);
+        assert!(parameters(&stored).iter().any(|parameter| parameter.adapter && parameter.trainable));
         assert_eq!(stored.compute_dtype(), FloatDType::F32);
         let rounded = adapted(QwenVl::from_dir_as(&dir, FloatDType::BF16, &device).unwrap());
         let rounded = rounded.with_precision(Precision::F32);
@@ -185,7 +163,7 @@ fn what_is_not_trained_is_kept_in_bfloat16() {
             let [found, expected] = [&stored, &rounded].map(|model| {
                 let gradients = gradients(model, case);
                 assert_eq!(gradients.len(), 2 * 2 * model.config().text_config.num_hidden_layers);
-                Adapters::of(model, &gradients)
+                flat(model, &gradients)
             });
             assert!(!found.is_empty() && found == expected, "{}", case.name);
         }
@@ -195,26 +173,4 @@ fn what_is_not_trained_is_kept_in_bfloat16() {
     let model = QwenVl::from_dir(&dir, &Device::flex()).unwrap().train();
     let model = model.with_frozen(&[Component::Vision, Component::Merger]).with_precision(BF16);
     assert_eq!(types(&model), ["frozen BF16", "trained F32"]);
-}
-
-struct Adapters<'a> {
-    gradients: &'a GradientsParams,
-    found: Vec<f32>,
-}
-
-impl Adapters<'_> {
-    fn of(model: &QwenVl, gradients: &GradientsParams) -> Vec<f32> {
-        assert!(parameters(model).iter().any(|parameter| parameter.adapter && parameter.trainable));
-        let mut adapters = Adapters { gradients, found: Vec::new() };
-        model.visit(&mut adapters);
-        adapters.found
-    }
-}
-
-impl ModuleVisitor for Adapters<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(gradient) = self.gradients.get::<D>(param.id) {
-            self.found.extend(values(gradient));
-        }
-    }
 }

@@ -1,12 +1,13 @@
 //! Policy updates of the vision-language model on real pictures, with a reward that even a fresh model earns.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, ModuleOptimizer, SgdConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use firesight_kawhi::KawhiConfig;
 use firesight_rl::{
     Algorithm, Completion, CreditAssigner, Group, MicroBatch, Options, Policy, Reward, Sampling, StepReport, Task,
@@ -15,6 +16,7 @@ use firesight_rl::{
 use firesight_train::task::Charts;
 use firesight_train::{Purpose, Question, Questions, VlmPolicy, VlmPrompt};
 use firesight_vlm::{ModelConfig, Processor, QwenVl};
+use support::models::weights;
 
 /// Rewards even token ids.
 struct EvenTokens;
@@ -82,20 +84,6 @@ fn train(
         })
         .collect();
     (reports, weights(&trainer.policy))
-}
-
-fn weights(policy: &VlmPolicy) -> Vec<f32> {
-    let mut weights = Weights(Vec::new());
-    policy.visit(&mut weights);
-    weights.0
-}
-
-struct Weights(Vec<f32>);
-
-impl ModuleVisitor for Weights {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.extend(param.val().into_data().iter::<f32>());
-    }
 }
 
 fn metric(report: &StepReport<VlmPrompt>, name: &str) -> f64 {

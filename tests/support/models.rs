@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use firesight_train::oracle;
 use firesight_vlm::{Prompt, QwenVl, Scored, TokenMask};
@@ -51,4 +52,17 @@ pub fn real(case: &Case, mask: &str, values: &[f32]) -> Vec<f32> {
     let (_, mask) = case.tensors.i64(mask);
     let width = values.len() / mask.len();
     values.chunks_exact(width).zip(mask).filter(|&(_, mask)| mask == 1).flat_map(|(row, _)| row).copied().collect()
+}
+
+/// All parameters of a module, one after another.
+pub fn weights(module: &impl Module) -> Vec<f32> {
+    struct Weights(Vec<f32>);
+    impl ModuleVisitor for Weights {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.extend(values(param.val()));
+        }
+    }
+    let mut weights = Weights(Vec::new());
+    module.visit(&mut weights);
+    weights.0
 }

@@ -57,7 +57,7 @@ pub(crate) struct Speaker {
     /// Float type to compute in.
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
-    /// flex, cuda, cuda:1... or wgpu, as far as compiled in.
+    /// flex, cuda, cuda:1..., wgpu, wgpu:1..., as far as compiled in.
     #[arg(long, default_value = "flex")]
     device: String,
 }

@@ -24,7 +24,7 @@ pub struct RunConfig {
     pub model: PathBuf,
     /// Seed of every random stream.
     pub seed: u64,
-    /// `flex`, `cuda`, `cuda:<index>`, or `wgpu`.
+    /// `flex`, `cuda`, `cuda:<index>`, `wgpu` or `wgpu:<index>`.
     pub device: String,
     /// Float type of activations and matrix products, and of weights that are not trained: those that are stay in float32.
     /// On a CPU only of the latter.

@@ -189,7 +189,7 @@ impl Base {
 }
 
 /// What `freeze_vision_tower` freezes.
-const TOWER: [Component; 2] = [Component::Vision, Component::Merger];
+pub(crate) const TOWER: [Component; 2] = [Component::Vision, Component::Merger];
 
 /// Refuses heads that are not there before anything is trained; credit would find out at the first rollout.
 fn check_heads(config: &RunConfig, heads: usize) -> Result<(), Error> {

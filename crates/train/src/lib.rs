@@ -38,6 +38,7 @@ mod source;
 mod state;
 mod stop;
 mod supervised;
+mod table;
 pub mod task;
 mod tensorboard;
 mod trainable;

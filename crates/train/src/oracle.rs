@@ -109,6 +109,10 @@ impl Case {
         let tensors = Tensors::read(&model.join("expected").join(name).with_extension("safetensors"))?;
         let config = ModelConfig::from_dir(model)?;
         let mut images = images(&tensors)?.into_iter();
+        let merge = config.vision_config.as_ref().map_or(1, |vision| vision.spatial_merge_size);
+        if images.as_slice().iter().any(|image| !image.grid.h.is_multiple_of(merge)) {
+            return Err(tensors.broken("has images whose patches do not make whole visual tokens".into()));
+        }
         let mut rows = Vec::new();
         let completions = row_values(&tensors, "completion_ids", "completion_mask")?;
         for (ids, completion) in row_values(&tensors, "prompt_ids", "prompt_mask")?.into_iter().zip(completions) {
@@ -152,10 +156,15 @@ pub fn case_names(model: &Path) -> Result<Vec<String>, Error> {
 /// Model directories in `models/` of an oracle that have cases, sorted.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When it cannot be read, or has no such model: there would be nothing to agree with.
 pub fn model_directories(oracle: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut found = entries(&oracle.join("models"))?;
+    let models = oracle.join("models");
+    let mut found = entries(&models)?;
     found.retain(|path| path.join("expected").is_dir());
+    if found.is_empty() {
+        let problem = "has no model with cases in expected/".into();
+        return Err(Error::Model(ModelError::WeightFile { path: models, problem }));
+    }
     found.sort();
     Ok(found)
 }
@@ -221,4 +230,31 @@ pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
         if difference.is_nan() { f64::INFINITY } else { worst.max(difference) }
     });
     difference / scale
+}
+
+/// How far one list of numbers is from another, relative to the length of that as vectors; infinite where a number is
+/// none, or where there are more of one than of the other.
+#[must_use]
+pub fn distance(found: &[f32], expected: &[f32]) -> f64 {
+    if found.len() != expected.len() {
+        return f64::INFINITY;
+    }
+    let length = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let difference = length(&mut found.iter().zip(expected).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    let relative = difference / length(&mut expected.iter().copied().map(f64::from));
+    // NaN must not pass for agreement.
+    if relative.is_nan() { f64::INFINITY } else { relative }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    #[test]
+    fn an_oracle_without_cases_is_no_oracle() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(directory.path().join("models/bare")).unwrap();
+        let error = super::model_directories(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("models") && error.contains("has no model with cases"), "{error}");
+    }
 }

@@ -1,31 +1,26 @@
 //! What of a model a run changes, as a table.
 
-use comfy_table::presets::UTF8_BORDERS_ONLY;
-use comfy_table::{CellAlignment, Table};
 use firesight_vlm::{Component, Parameter};
+
+use crate::table::table;
 
 /// The parameters of a model by component, those of adapters included, and how many of them are trained.
 pub(crate) fn trainable_table(parameters: &[Parameter]) -> String {
-    let mut table = Table::new();
-    table.load_style(UTF8_BORDERS_ONLY);
-    table.set_header(["", "parameters", "trained", ""]);
+    let mut rows = Vec::new();
     let mut row = |name: &str, belongs: &dyn Fn(&Parameter) -> bool| {
         let members = || parameters.iter().filter(|parameter| belongs(parameter));
         let all: usize = members().map(Parameter::count).sum();
         let trained: usize = members().filter(|parameter| parameter.trainable).map(Parameter::count).sum();
         if all > 0 {
             let share = format!("{:.1} %", 100.0 * trained as f64 / all as f64);
-            table.add_row([name.to_owned(), grouped(all), grouped(trained), share]);
+            rows.push([name.to_owned(), grouped(all), grouped(trained), share]);
         }
     };
     for component in Component::ALL {
         row(component.name(), &|parameter| parameter.component == component);
     }
     row("all", &|_| true);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table.to_string()
+    table(["", "parameters", "trained", ""], rows).to_string()
 }
 
 /// `1234567` as `1,234,567`.

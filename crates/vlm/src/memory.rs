@@ -15,12 +15,13 @@
 use std::fmt;
 
 use burn::tensor::{DType, Device, FloatDType};
+use image::RgbImage;
 
 use crate::config::{Tower, VisionConfig};
 use crate::lora::{last_name, layers};
 use crate::parameters::{Component, Parameter, parameters};
 use crate::vision::attention_scores;
-use crate::{Grid, LoraConfig, ModelConfig, Precision, QwenVl, fused};
+use crate::{Grid, LoraConfig, ModelConfig, Precision, ProcessedImage, Prompt, QwenVl, fused};
 
 /// Bytes of a float32: the type of what is trained, of norms, scores, softmax and logits, whatever the rest is computed in.
 const SINGLE: u64 = 4;
@@ -42,6 +43,27 @@ pub struct Workload {
     pub images: Vec<Grid>,
     /// Tokens of each completion.
     pub completion_tokens: usize,
+}
+
+impl Workload {
+    /// A prompt of these sizes, of token 1 and grey images: for measuring. A model of text alone gets no images.
+    #[must_use]
+    pub fn prompt(&self, config: &ModelConfig) -> Prompt {
+        let (mut ids, mut images, mut spans) = (vec![1; self.text_tokens], Vec::new(), Vec::new());
+        let seen = config.vision_config.as_ref().zip(config.image_token_id);
+        for (&grid, (vision, token)) in self.images.iter().filter_map(|grid| Some((grid, seen?))) {
+            let start = ids.len();
+            ids.resize(start + grid.visual_tokens(vision.spatial_merge_size), token);
+            let numbers = grid.patches() * pixels_of_patch(vision) as usize;
+            images.push(ProcessedImage {
+                pixel_values: vec![0.0; numbers].into(),
+                grid,
+                rgb: RgbImage::new(1, 1).into(),
+            });
+            spans.push(start..ids.len());
+        }
+        Prompt::new(ids, images, spans)
+    }
 }
 
 /// How a model is trained: its adapters where there are some, else every component that is not frozen.

@@ -10,9 +10,10 @@ use comfy_table::Table;
 use firesight_vlm::{Precision, QwenVl, Scored, TokenMask, parameters};
 use serde::Serialize;
 
-use super::{DeepDiagnosis, attempt, table, unpacked};
+use super::{DeepDiagnosis, attempt, unpacked};
 use crate::Error;
-use crate::oracle::{Case, case_names, model_directories, relative_error};
+use crate::oracle::{Case, case_names, distance, model_directories, relative_error};
+use crate::table::table;
 
 /// What float32 explains on a device whose functions and sums are less exact than the CPU's.
 const SINGLE: f64 = 1e-3;
@@ -113,12 +114,21 @@ fn compare(device: &Device, directory: &Path, case: &Case) -> Result<Vec<Agreeme
         let (log_probs, _, gradients) = scored(&model.with_precision(Precision::mixed(FloatDType::BF16)), case)?;
         let error = relative_error(&log_probs, &expected("completion_logps")?);
         found.push(agreement("log-probs in bf16", "oracle", error, HALF));
-        found.push(agreement("gradients in bf16", "flex in f32", distance(&gradients, &reference), 2.0 * HALF));
+        found.push(agreement(
+            "gradients in bf16",
+            "flex in f32",
+            distance(&flat(&gradients), &flat(&reference)),
+            2.0 * HALF,
+        ));
     }
     Ok(found)
 }
 
 type Gradients = BTreeMap<String, Vec<f32>>;
+
+fn flat(gradients: &Gradients) -> Vec<f32> {
+    gradients.values().flatten().copied().collect()
+}
 
 /// Log-probabilities and entropies of a case, and the gradients of its mean cross-entropy.
 fn scored(model: &QwenVl, case: &Case) -> Result<(Vec<f32>, Vec<f32>, Gradients), Error> {
@@ -167,20 +177,6 @@ fn gradient_error(found: &Gradients, expected: &Gradients) -> f64 {
     if found.len() == expected.len() { expected.iter().map(error).fold(0.0, f64::max) } else { f64::INFINITY }
 }
 
-/// How far one gradient of the whole model is from another, relative to the length of that.
-fn distance(found: &Gradients, expected: &Gradients) -> f64 {
-    let length = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
-    let all = |gradients: &Gradients| gradients.values().flatten().copied().map(f64::from).collect::<Vec<_>>();
-    let (found, expected) = (all(found), all(expected));
-    if found.len() != expected.len() {
-        return f64::INFINITY;
-    }
-    let difference =
-        length(&mut found.iter().zip(&expected).map(|(a, b)| a - b)) / length(&mut expected.iter().copied());
-    // NaN must not pass for agreement.
-    if difference.is_nan() { f64::INFINITY } else { difference }
-}
-
 pub(super) fn shown(found: &DeepDiagnosis) -> Table {
     let row = |agreement: &Agreement| {
         let Agreement { case, what, reference, error, allowed } = agreement;
@@ -213,7 +209,7 @@ mod tests {
         assert!((error(&gradients(&[2.0, 0.01], 1e-9)) - 5e-3).abs() < 1e-6);
         assert!(error(&gradients(&[2.0, f32::NAN], 1e-9)).is_infinite());
         assert!(error(&Gradients::from([("a".into(), vec![2.0, 0.0])])).is_infinite());
-        let apart = |a: &[f32]| distance(&gradients(a, 0.0), &gradients(&[3.0, 4.0], 0.0));
+        let apart = |a: &[f32]| distance(&flat(&gradients(a, 0.0)), &flat(&gradients(&[3.0, 4.0], 0.0)));
         assert!((apart(&[3.0, 4.5]) - 0.1).abs() < 1e-9 && apart(&[3.0, f32::NAN]).is_infinite());
     }
 

@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use comfy_table::presets::UTF8_BORDERS_ONLY;
-use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 use tempfile::TempDir;
 
@@ -115,20 +113,6 @@ fn processor() -> String {
     let found = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = found.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
     name.map_or_else(|| std::env::consts::ARCH.into(), str::to_owned)
-}
-
-/// A table with numbers from the second column on.
-fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_BORDERS_ONLY);
-    table.set_header(header);
-    for row in rows {
-        table.add_row(row);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
 }
 
 impl Display for DeepDiagnosis {

@@ -7,8 +7,9 @@ use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use comfy_table::Table;
 use serde::Serialize;
 
-use super::{DeepDiagnosis, attempt, finish, table};
+use super::{DeepDiagnosis, attempt, finish};
 use crate::device::{Peaks, peaks};
+use crate::table::table;
 
 /// How fast one operation is.
 #[derive(Debug, Clone, Serialize)]

@@ -13,21 +13,19 @@ use comfy_table::Table;
 use firesight_rl::{
     Algorithm, Completion, MicroBatch, Options, Reward, Sampling, StepReport, Task, TaskError, Trainer, Uniform,
 };
-use firesight_vlm::{
-    Component, Grid, MemoryPlan, ModelConfig, ProcessedImage, Processor, Prompt, QwenVl, Trained, Workload, parameters,
-};
-use image::RgbImage;
+use firesight_vlm::{Component, Grid, MemoryPlan, ModelConfig, Processor, QwenVl, Trained, Workload, parameters};
 use serde::Serialize;
 
-use super::{DeepDiagnosis, attempt, finish, table, unpacked};
+use super::{DeepDiagnosis, attempt, finish, unpacked};
 use crate::Error;
 use crate::config::{Dtype, RunConfig};
 use crate::device::{Peaks, hardware, precision};
-use crate::job::Job;
+use crate::job::{Job, TOWER};
 use crate::policy::{VlmPolicy, VlmPrompt};
 use crate::questions::Purpose;
 use crate::reinforcement::{peak_memory, trainer};
 use crate::state::State;
+use crate::table::table;
 
 /// What a step took: drawing completions, grading them, and an update of all that is trained.
 #[derive(Debug, Clone, Serialize)]
@@ -88,11 +86,10 @@ pub(super) fn measure(
     keep("the main job", attempt(|| main_job(name, files.path(), peaks)));
     progress("a step of the bench workload");
     let bench =
-        Shape { name: "bench", prompts: 4, text_tokens: 32, side: 8, completion_tokens: 64, checkpointing: false };
+        Shape { name: "bench", prompts: 4, text_tokens: 32, side: 8, completion_tokens: 64, saves_memory: false };
     keep("the bench workload", attempt(|| bench.step(name, device, files.path(), Dtype::F32, peaks)));
     progress("a step of a model with the shape of Qwen2.5-VL-3B");
-    let large =
-        Shape { name: "3b", prompts: 4, text_tokens: 64, side: 32, completion_tokens: 256, checkpointing: true };
+    let large = Shape { name: "3b", prompts: 4, text_tokens: 64, side: 32, completion_tokens: 256, saves_memory: true };
     let fits = || {
         if !fast {
             return Err("a CPU would take hours".to_owned());
@@ -132,7 +129,8 @@ struct Shape {
     /// Of the image in patches.
     side: usize,
     completion_tokens: usize,
-    checkpointing: bool,
+    /// Whether the tower is frozen, and layers run again in the backward pass.
+    saves_memory: bool,
 }
 
 /// Completions of a prompt.
@@ -144,8 +142,8 @@ impl Shape {
         let processor = Arc::new(Processor::from_dir(&files.join("small"))?);
         // Weights of burn's own making: they are drawn on the device, which takes no time.
         let model = QwenVl::without_weights(&config, &device.clone().autodiff());
-        let model = model.with_activation_checkpointing(self.checkpointing);
-        let model = if self.checkpointing { model.with_frozen(&TOWER) } else { model };
+        let model = model.with_activation_checkpointing(self.saves_memory);
+        let model = if self.saves_memory { model.with_frozen(&TOWER) } else { model };
         let model = model.with_precision(precision(name, dtype.into()));
         // So that every completion has its full length.
         let stops = processor.stop_tokens().to_vec();
@@ -154,49 +152,33 @@ impl Shape {
         let options = Options { micro_batch: MicroBatch::Groups(1), ..Options::new(GROUP, sampling) };
         let algorithm = Algorithm { kl: None, ..Algorithm::grpo() };
         let mut trainer = Trainer::new(policy, AdamWConfig::new().init(), algorithm, Uniform, options)?;
-        let batch = |_| Ok((0..self.prompts).map(|_| VlmPrompt::new(self.prompt(&config), 1)).collect());
+        let prompt = self.workload().prompt(&config);
+        let batch = |_| Ok((0..self.prompts).map(|_| VlmPrompt::new(prompt.clone(), 1)).collect());
         let length = self.completion_tokens;
         cost(format!("{}, {} x {GROUP} of {length} tokens", self.name, self.prompts), dtype, &mut trainer, batch, peaks)
     }
 
-    fn grid(&self) -> Grid {
-        Grid { t: 1, h: self.side, w: self.side }
-    }
-
-    /// Text, and a grey image.
-    fn prompt(&self, config: &ModelConfig) -> Prompt {
-        let mut ids = vec![1; self.text_tokens];
-        let Some((vision, image)) = config.vision_config.as_ref().zip(config.image_token_id) else {
-            return Prompt::new(ids, Vec::new(), Vec::new());
-        };
-        let tokens = self.grid().visual_tokens(vision.spatial_merge_size);
-        ids.resize(self.text_tokens + tokens, image);
-        let span = self.text_tokens..ids.len();
-        let numbers = vision.in_channels * vision.temporal_patch_size * vision.patch_size.pow(2);
-        let pixel_values = vec![0.1; self.grid().patches() * numbers].into();
-        let image = ProcessedImage { pixel_values, grid: self.grid(), rgb: Arc::new(RgbImage::new(1, 1)) };
-        Prompt::new(ids, vec![image], vec![span])
+    fn workload(&self) -> Workload {
+        Workload {
+            prompts: 1,
+            generation_prompts: self.prompts,
+            completions: GROUP,
+            text_tokens: self.text_tokens,
+            images: vec![Grid { t: 1, h: self.side, w: self.side }],
+            completion_tokens: self.completion_tokens,
+        }
     }
 
     /// What the memory plan says of it.
     fn plan(&self, name: &str, files: &Path) -> Result<String, Error> {
         let config = ModelConfig::from_dir(&files.join(self.name))?;
-        let workload = Workload {
-            prompts: 1,
-            generation_prompts: self.prompts,
-            completions: GROUP,
-            text_tokens: self.text_tokens,
-            images: vec![self.grid()],
-            completion_tokens: self.completion_tokens,
-        };
-        let trained = Trained { frozen: &TOWER, lora: None, activation_checkpointing: self.checkpointing };
-        let plan = MemoryPlan::new(&config, &workload, trained, hardware(name), precision(name, FloatDType::BF16));
+        let trained = Trained { frozen: &TOWER, lora: None, activation_checkpointing: self.saves_memory };
+        let plan =
+            MemoryPlan::new(&config, &self.workload(), trained, hardware(name), precision(name, FloatDType::BF16));
         let peak = plan.training_peak().max(plan.generation_peak());
         Ok(format!("{:.0} GiB", peak as f64 / f64::from(1 << 30)))
     }
 }
-
-const TOWER: [Component; 2] = [Component::Vision, Component::Merger];
 
 /// Every second answer is worth something, so that there is something to learn in every group, whatever is said in it.
 #[derive(Default)]
