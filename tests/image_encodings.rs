@@ -11,7 +11,7 @@ use burn::tensor::{Device, Tensor};
 use firesight_kawhi::{KawhiConfig, RegionSelection};
 use firesight_rl::{
     Algorithm, Completion, CreditAssigner, Group, KlPenalty, KlPlacement, MicroBatch, Options, Policy, Reward,
-    RewardFailure, Sampler, Sampling, SignalSet, Trainer, Uniform,
+    RewardFailure, Sampler, Sampling, SignalSet, Threads, Trainer, Uniform,
 };
 use firesight_train::task::Charts;
 use firesight_train::{BoxFrame, Grader, Greedy, Purpose, Question, Questions, RunConfig, VlmPolicy, VlmPrompt};
@@ -285,7 +285,7 @@ fn evaluations_keep_nothing() {
     let policy = policy("qwen-small", 0, Tower::Frozen).valid();
     let questions = questions(&policy);
     let grader = grader();
-    let greedy = Greedy { grader: &grader, failure: RewardFailure::Stop, max_tokens: 4, threads: 1 };
+    let greedy = Greedy { grader: &grader, failure: RewardFailure::Stop, max_tokens: 4, threads: Threads::Own(1) };
     encoded();
     for _ in 0..2 {
         greedy.correct(&policy, &questions).unwrap();

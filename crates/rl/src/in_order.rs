@@ -4,12 +4,12 @@ use std::sync::mpsc;
 use std::thread;
 
 use crate::Error;
-use crate::pool::Pool;
+use crate::pool::{Pool, Threads};
 
 /// Runs `jobs` numbered jobs with one worker each at a time and folds their results in the order of their numbers, so
 /// the outcome does not depend on how many workers there are.
 ///
-/// Every worker has a rayon pool of its own, and `threads` are divided among them: where there are as many workers as
+/// Every worker has a rayon pool of its own unless it is the calling thread, and `threads` are divided among them: where there are as many workers as
 /// threads, the tensor operations of a job are spread no further, and hand nothing to another thread. One pool for all
 /// of them would not do: autodiff holds a lock while it runs operations, and a task of another job, stolen in the middle
 /// of one, could want the same lock.
@@ -18,13 +18,13 @@ use crate::pool::Pool;
 /// That of the job with the smallest number, of those that failed; later jobs are then not started.
 pub(crate) fn in_order<W: Send, T: Send>(
     workers: Vec<W>,
-    threads: usize,
+    threads: Threads,
     jobs: usize,
     work: impl Fn(&mut W, usize) -> Result<T, Error> + Sync,
     mut fold: impl FnMut(T) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let share = (threads / workers.len().max(1)).max(1);
-    let pool = |worker| Ok((worker, Pool::new(share)?));
+    let count = workers.len();
+    let pool = |worker| Ok((worker, Pool::share(threads, count)?));
     let mut workers = workers.into_iter().map(pool).collect::<Result<Vec<(W, Pool)>, Error>>()?;
     let work = |(worker, pool): &mut (W, Pool), job| pool.run(|| work(worker, job));
     if let [worker] = workers.as_mut_slice() {
@@ -67,9 +67,12 @@ pub(crate) fn in_order<W: Send, T: Send>(
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
     use std::time::Duration;
 
-    use super::in_order;
+    use burn::tensor::Device;
+
+    use super::{Threads, in_order};
     use crate::Error;
 
     #[test]
@@ -78,10 +81,10 @@ mod tests {
             let mut found = Vec::new();
             in_order(
                 vec![(); workers],
-                4,
+                Threads::Own(4),
                 9,
                 |(), job| {
-                    std::thread::sleep(Duration::from_millis(if job == 0 { 30 } else { 1 }));
+                    thread::sleep(Duration::from_millis(if job == 0 { 30 } else { 1 }));
                     Ok(job)
                 },
                 |job| {
@@ -100,10 +103,10 @@ mod tests {
             let mut folded = 0;
             let outcome = in_order(
                 vec![(); workers],
-                1,
+                Threads::Own(1),
                 6,
                 |(), job| {
-                    std::thread::sleep(Duration::from_millis(if job == 2 { 20 } else { 1 }));
+                    thread::sleep(Duration::from_millis(if job == 2 { 20 } else { 1 }));
                     if job >= 2 { Err(Error::NonFiniteReward { group: job, completion: 0 }) } else { Ok(()) }
                 },
                 |()| {
@@ -114,5 +117,29 @@ mod tests {
             assert!(matches!(outcome, Err(Error::NonFiniteReward { group: 2, .. })), "{outcome:?}");
             assert_eq!(folded, 2);
         }
+    }
+
+    #[test]
+    fn a_caller_that_wants_no_threads_gets_none() {
+        let threads = |threads: Threads| {
+            let mut found = Vec::new();
+            let workers = vec![(); threads.workers(3)];
+            in_order(
+                workers,
+                threads,
+                3,
+                |(), _| Ok(thread::current().id()),
+                |id| {
+                    found.push(id);
+                    Ok(())
+                },
+            )
+            .unwrap();
+            found
+        };
+        let own = thread::current().id();
+        assert_eq!(threads(Threads::Caller), [own; 3]);
+        assert!(threads(Threads::Own(1)).iter().all(|id| *id != own));
+        assert_eq!(Threads::on(&Device::flex().autodiff(), 2), Threads::Own(2));
     }
 }

@@ -45,8 +45,8 @@ pub struct Options {
     pub passes_per_rollout: usize,
     /// Largest norm of the gradient of all parameters together; `None` does not clip.
     pub max_gradient_norm: Option<f32>,
-    /// Operating-system threads over micro-batches and sampling batches. Any number gives the same result, bit for bit,
-    /// on devices whose operations are deterministic.
+    /// Operating-system threads over micro-batches and sampling batches, [where they are of use](crate::Threads::on).
+    /// Any number gives the same result, bit for bit, on devices whose operations are deterministic.
     pub threads: usize,
 }
 

@@ -5,9 +5,10 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 
 use crate::error::check_count;
 use crate::in_order::in_order;
+use crate::pool::Threads;
 use crate::{Completion, Error, Sampler, Sampling};
 
-/// Runs `jobs` forward and backward passes on `threads` threads and sums their gradients in the order of the jobs, so
+/// Runs `jobs` forward and backward passes on [`threads`](Threads::on) threads and sums their gradients in the order of the jobs, so
 /// that the sum does not depend on the number of threads. Also returns what else the jobs found.
 ///
 /// Every thread works on a copy of the module whose parameters are leaves of their own: graphs that share a leaf are
@@ -22,7 +23,8 @@ pub fn gradients_in_parallel<M: Module, T: Send>(
     work: impl Fn(&M, usize) -> Result<(GradientsParams, T), Error> + Sync,
 ) -> Result<(GradientsParams, Vec<T>), Error> {
     let device = module.devices().first().cloned().ok_or(Error::NotDifferentiable)?;
-    let workers = (0..threads.min(jobs)).map(|_| module.clone().fork(&device)).collect();
+    let threads = Threads::on(&device, threads);
+    let workers = (0..threads.workers(jobs)).map(|_| module.clone().fork(&device)).collect();
     let mut accumulator = GradientsAccumulator::new();
     let mut found = Vec::with_capacity(jobs);
     in_order(
@@ -39,7 +41,7 @@ pub fn gradients_in_parallel<M: Module, T: Send>(
     Ok((accumulator.grads(), found))
 }
 
-/// Draws `group_size` completions for every prompt on `threads` threads, `batch` prompts at a time.
+/// Draws `group_size` completions for every prompt on `threads`, `batch` prompts at a time.
 ///
 /// Completion `i` of the output has stream `first_stream + i`, whatever the batches.
 ///
@@ -51,7 +53,7 @@ pub fn sample_in_parallel<P, S>(
     group_size: usize,
     sampling: Sampling,
     batch: usize,
-    threads: usize,
+    threads: Threads,
 ) -> Result<Vec<Vec<Completion>>, Error>
 where
     P: Sync,
@@ -66,7 +68,7 @@ where
     Ok(groups.into_iter().flatten().collect())
 }
 
-/// Runs `draw` over `batch` prompts at a time on `threads` threads, with the streams of their completions; what it
+/// Runs `draw` over `batch` prompts at a time on `threads`, with the streams of their completions; what it
 /// returns comes in the order of the prompts.
 pub(crate) fn draw_in_parallel<P: Sync, S: Clone + Send, T: Send>(
     sampler: &S,
@@ -74,11 +76,11 @@ pub(crate) fn draw_in_parallel<P: Sync, S: Clone + Send, T: Send>(
     group_size: usize,
     sampling: Sampling,
     batch: usize,
-    threads: usize,
+    threads: Threads,
     draw: impl Fn(&S, &[P], Sampling) -> Result<T, Error> + Sync,
 ) -> Result<Vec<T>, Error> {
     let batches: Vec<&[P]> = prompts.chunks(batch.max(1)).collect();
-    let workers = vec![sampler.clone(); threads.min(batches.len())];
+    let workers = vec![sampler.clone(); threads.workers(batches.len())];
     let mut drawn = Vec::with_capacity(batches.len());
     in_order(
         workers,

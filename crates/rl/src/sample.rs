@@ -87,11 +87,11 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
 
     /// Draws the completions, with their credit where the sampler hands out the signals of it.
     fn sample(&mut self, prompts: &[P::Prompt]) -> Result<Drawn<P::Prompt>, Error> {
-        let Options { group_size, sampling, prompts_per_sampling_batch: batch, threads, .. } = self.options;
+        let Options { group_size, sampling, prompts_per_sampling_batch: batch, .. } = self.options;
         let policy = self.policy.valid().materialize();
         let credit = self.credit.as_ref();
         let draw = |policy: &P, prompts: &[P::Prompt], sampling| draw(policy, credit, prompts, group_size, sampling);
-        let batches = draw_in_parallel(&policy, prompts, group_size, sampling, batch, threads, draw)?;
+        let batches = draw_in_parallel(&policy, prompts, group_size, sampling, batch, self.threads(), draw)?;
         self.options.sampling.first_stream += (prompts.len() * group_size) as u64;
 
         let mut drawn = Drawn { groups: Vec::new(), on_credit: Duration::ZERO, busy: Duration::ZERO };

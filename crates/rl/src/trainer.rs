@@ -4,7 +4,8 @@ use burn::optim::ModuleOptimizer;
 
 use crate::metrics::{batch_metrics, timing_metrics};
 use crate::{
-    Algorithm, CreditAssigner, Error, Group, Metrics, Options, Policy, Rollout, Sampler, Task, Timing, TokenCredit,
+    Algorithm, CreditAssigner, Error, Group, Metrics, Options, Policy, Rollout, Sampler, Task, Threads, Timing,
+    TokenCredit,
 };
 
 /// What the updates on a rollout did.
@@ -108,6 +109,12 @@ impl<P: Policy> Trainer<P> {
         algorithm.check()?;
         let reference = algorithm.kl.map(|_| policy.valid().materialize());
         Ok(Self { policy, reference, optimizer, algorithm, credit: Box::new(credit), options, steps: 0 })
+    }
+
+    /// What the policy's device makes of the threads that were asked for.
+    pub(crate) fn threads(&self) -> Threads {
+        let wanted = self.options.threads;
+        self.policy.devices().first().map_or(Threads::Own(wanted), |device| Threads::on(device, wanted))
     }
 }
 

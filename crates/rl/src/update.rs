@@ -233,11 +233,11 @@ impl<P: Policy> Trainer<P> {
     ) -> Result<Vec<T>, Error> {
         let micro_batches = batch.micro_batches(0..batch.pieces.len());
         let temperature = self.options.sampling.temperature;
-        let workers = vec![policy.clone(); self.options.threads.min(micro_batches.len())];
+        let workers = vec![policy.clone(); self.threads().workers(micro_batches.len())];
         let mut rows = Vec::with_capacity(batch.lengths.len());
         in_order(
             workers,
-            self.options.threads,
+            self.threads(),
             micro_batches.len(),
             |policy, job| {
                 let groups = &batch.pieces[micro_batches[job].clone()];

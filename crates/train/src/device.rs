@@ -1,6 +1,7 @@
 //! The devices that a build can have.
 
 use burn::tensor::{Device, FloatDType};
+use firesight_rl::Threads;
 use firesight_vlm::{Hardware, Precision};
 
 use crate::Error;
@@ -118,6 +119,14 @@ pub(crate) fn peaks(device: &Device) -> Peaks {
 #[cfg(not(any(feature = "cuda", feature = "wgpu-untuned")))]
 pub(crate) fn peaks(_: &Device) -> Peaks {
     Peaks::default()
+}
+
+/// What this number of threads comes to on the device of this name; see [`Threads::on`].
+pub(crate) fn threads(name: &str, wanted: usize) -> Threads {
+    match hardware(name) {
+        Hardware::Cpu => Threads::Own(wanted),
+        Hardware::Gpu => Threads::Caller,
+    }
 }
 
 /// What the device of this name computes on.

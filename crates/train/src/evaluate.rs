@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use firesight_rl::{
     Completion, Error as TrainerError, Estimate, Metrics, Reward, RewardFailure, Sampler, Sampling, Task as _,
-    TaskError, pass_at_k, sample_in_parallel,
+    TaskError, Threads, pass_at_k, sample_in_parallel,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,7 @@ pub struct Greedy<'a> {
     /// Longest answer in tokens.
     pub max_tokens: usize,
     /// Threads; speed only.
-    pub threads: usize,
+    pub threads: Threads,
 }
 
 impl<'a> Greedy<'a> {
@@ -37,8 +37,8 @@ impl<'a> Greedy<'a> {
     #[must_use]
     pub fn of(grader: &'a Grader, config: &RunConfig) -> Self {
         let settings = &config.reinforcement;
-        let (failure, max_tokens, threads) = (settings.reward_failure, settings.max_tokens, config.threads);
-        Self { grader, failure, max_tokens, threads }
+        let threads = crate::device::threads(&config.device, config.threads);
+        Self { grader, failure: settings.reward_failure, max_tokens: settings.max_tokens, threads }
     }
 
     /// For each question 1 if the policy's most likely answer is right, else 0.
@@ -113,7 +113,7 @@ fn answers(
     questions: &[Question],
     attempts: usize,
     sampling: Sampling,
-    threads: usize,
+    threads: Threads,
 ) -> Result<Vec<Vec<Completion>>, Error> {
     let prompts: Vec<VlmPrompt> = questions.iter().map(|question| question.prompt.clone()).collect();
     let batch = (BATCH / attempts.max(1)).max(1);
@@ -291,7 +291,7 @@ mod tests {
         let questions = questions(41);
         let grader = Grader::new(&RunConfig::example("models/qwen-small").rewards, BoxFrame::Resized).unwrap();
         let sampling = Sampling { temperature: 1.0, max_tokens: 1, seed: 0, first_stream: 1 };
-        for (attempts, threads) in [(1, 1), (4, 2), (7, 1)] {
+        for (attempts, threads) in [(1, Threads::Caller), (4, Threads::Own(2)), (7, Threads::Own(1))] {
             let by = Greedy { grader: &grader, failure: RewardFailure::Stop, max_tokens: 1, threads };
             let found = count_right(&Counting, &questions, attempts, sampling, &by).unwrap();
             let streams = |question: usize| 1 + question * attempts..1 + (question + 1) * attempts;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::module::Module;
-use firesight_rl::{Completion, Estimate, Metrics, Reward, RewardFailure, Sampling};
+use firesight_rl::{Completion, Estimate, Metrics, Reward, RewardFailure, Sampling, Threads};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -32,7 +32,7 @@ pub struct HeldOut {
     /// How attempts are drawn. Every evaluation of a run draws with the same random numbers, so two of them differ by
     /// what was learnt between them and not by luck alone.
     attempts: Sampling,
-    threads: usize,
+    threads: Threads,
 }
 
 /// How held-out questions are answered.
@@ -101,7 +101,7 @@ impl HeldOut {
             evaluation: config.evaluation.clone(),
             failure: config.reinforcement.reward_failure,
             attempts,
-            threads: config.threads,
+            threads: crate::device::threads(&config.device, config.threads),
         }
     }
 

@@ -11,12 +11,12 @@ use std::ops::Range;
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::activation::{gelu, softmax};
+use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::config::{Tower, VisionConfig};
 use crate::features::is_trained;
-use crate::fused::{Attended, Span, attend, gelu_approximate, layer_norm, linear, project, rms_norm, swiglu};
+use crate::fused::{Attended, Span, attend, gelu, gelu_approximate, layer_norm, linear, project, rms_norm, swiglu};
 use crate::preprocess::{Grid, ProcessedImage};
 use crate::probe::{indices, without_graph};
 use crate::rope::{Rotary, vision_rotary};

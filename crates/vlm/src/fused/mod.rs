@@ -75,6 +75,15 @@ pub(crate) fn gelu_approximate<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     burn::tensor::activation::gelu_approximate(x)
 }
 
+/// GELU (arXiv 1606.08415).
+pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if runs_on(&x.device(), x.dtype()) {
+        return burn::tensor::activation::gelu(x);
+    }
+    plain::gelu(x)
+}
+
 /// A linear layer.
 ///
 /// # Shapes
@@ -353,7 +362,8 @@ mod tests {
             let values: Vec<f32> = (0..length).map(|i| (i * 37 % 161) as f32 / 10.0 - 8.0).collect();
             let x = Tensor::<1>::from_floats(values.as_slice(), &Device::flex().autodiff()).require_grad();
             let plain = || burn::tensor::activation::gelu_approximate(x.clone());
-            compare("gelu", [&x], || gelu_approximate(x.clone()), plain);
+            compare("gelu_approximate", [&x], || gelu_approximate(x.clone()), plain);
+            compare("gelu", [&x], || gelu(x.clone()), || plain::gelu(x.clone()));
         }
     }
 

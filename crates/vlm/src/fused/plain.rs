@@ -18,6 +18,15 @@ pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D
     silu(gate) * up
 }
 
+/// Written out because the gradient of burn's own is, but on the CPU, that of the approximation by the hyperbolic tangent:
+/// 3e-4 off (burn 0.22.1).
+pub(super) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = x.cast(DType::F32);
+    let share = (x.clone() / std::f32::consts::SQRT_2).erf() + 1.0;
+    (x * share * 0.5).cast(dtype)
+}
+
 pub(super) fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, epsilon: f64) -> Tensor<D> {
     let dtype = x.dtype();
     let x = x.cast(DType::F32);
