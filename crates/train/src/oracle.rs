@@ -246,6 +246,14 @@ pub fn distance(found: &[f32], expected: &[f32]) -> f64 {
     if relative.is_nan() { f64::INFINITY } else { relative }
 }
 
+/// How far, by [`distance`], a gradient computed in bfloat16 may be from that of float32: five times as far as one of
+/// weights that were rounded to bfloat16, since activations are rounded as well, many times over. Weights that were
+/// published in bfloat16 are rounded already; at the least a hundredth and a half stands for them.
+#[must_use]
+pub fn allowed_in_bf16(of_rounded_weights: f64) -> f64 {
+    5.0 * of_rounded_weights.max(4.0 / 256.0)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
