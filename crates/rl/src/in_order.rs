@@ -9,10 +9,10 @@ use crate::pool::{Pool, Threads};
 /// Runs `jobs` numbered jobs with one worker each at a time and folds their results in the order of their numbers, so
 /// the outcome does not depend on how many workers there are.
 ///
-/// Every worker has a rayon pool of its own unless it is the calling thread, and `threads` are divided among them: where there are as many workers as
-/// threads, the tensor operations of a job are spread no further, and hand nothing to another thread. One pool for all
-/// of them would not do: autodiff holds a lock while it runs operations, and a task of another job, stolen in the middle
-/// of one, could want the same lock.
+/// Every worker but the calling thread has a rayon pool of its own, and `threads` are divided among them: where there
+/// are as many workers as threads, the tensor operations of a job are spread no further, and hand nothing to another
+/// thread. One pool for all of them would not do: autodiff holds a lock while it runs operations, and a task of another
+/// job, stolen in the middle of one, could want the same lock.
 ///
 /// # Errors
 /// That of the job with the smallest number, of those that failed; later jobs are then not started.

@@ -8,8 +8,8 @@ use crate::in_order::in_order;
 use crate::pool::Threads;
 use crate::{Completion, Error, Sampler, Sampling};
 
-/// Runs `jobs` forward and backward passes on [`threads`](Threads::on) threads and sums their gradients in the order of the jobs, so
-/// that the sum does not depend on the number of threads. Also returns what else the jobs found.
+/// Runs `jobs` forward and backward passes on [`threads`](Threads::on) threads and sums their gradients in the order of
+/// the jobs, so that the sum does not depend on the number of threads. Also returns what else the jobs found.
 ///
 /// Every thread works on a copy of the module whose parameters are leaves of their own: graphs that share a leaf are
 /// merged behind one lock, and their backward passes would wait for each other.

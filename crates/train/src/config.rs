@@ -30,7 +30,8 @@ pub struct RunConfig {
     /// On a CPU only of the latter.
     #[serde(default)]
     pub dtype: Dtype,
-    /// Operating-system threads of the CPU backend; a GPU is given its work by one. Changes the speed, never the result.
+    /// Operating-system threads of the CPU backend; a GPU is given its work by one. Changes the speed, never the
+    /// result.
     pub threads: usize,
     /// Keeps only the inputs of the model's layers for the backward pass and computes the rest again: less memory, more
     /// time, the same result but for the last bits.

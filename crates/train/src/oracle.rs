@@ -110,7 +110,8 @@ impl Case {
         let config = ModelConfig::from_dir(model)?;
         let mut images = images(&tensors)?.into_iter();
         let merge = config.vision_config.as_ref().map_or(1, |vision| vision.spatial_merge_size);
-        if images.as_slice().iter().any(|image| !image.grid.h.is_multiple_of(merge)) {
+        let whole = |grid: Grid| grid.h.is_multiple_of(merge) && grid.w.is_multiple_of(merge);
+        if !images.as_slice().iter().all(|image| whole(image.grid)) {
             return Err(tensors.broken("has images whose patches do not make whole visual tokens".into()));
         }
         let mut rows = Vec::new();

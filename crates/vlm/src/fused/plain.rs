@@ -18,8 +18,8 @@ pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D
     silu(gate) * up
 }
 
-/// Written out because the gradient of burn's own is, but on the CPU, that of the approximation by the hyperbolic tangent:
-/// 3e-4 off (burn 0.22.1).
+/// Written out because the gradient of burn's own is, but on the CPU, that of the approximation by the hyperbolic
+/// tangent: 3e-4 off (burn 0.22.1).
 pub(super) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let dtype = x.dtype();
     let x = x.cast(DType::F32);
