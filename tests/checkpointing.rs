@@ -63,7 +63,7 @@ fn run(model: &QwenVl, batch: &[Scored<'_>]) -> Found {
         heads: None,
         visual_tokens: None,
     };
-    let probe = Probe { attention: Some(attention), image_attention: has_images(batch) };
+    let probe = Probe { attention: Some(attention), image_attention: has_images(batch), ..Probe::default() };
     let mut scores = model.score(batch, 0.8, &everything(model), Some(&probe)).unwrap();
     let [rows, tokens] = scores.log_probs.dims();
     let weights = Tensor::<1>::from_floats(

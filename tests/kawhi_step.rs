@@ -186,7 +186,7 @@ fn dump(policy: &VlmPolicy, prompt: &VlmPrompt, completions: &[Completion], conf
     let response = if keys { ResponseStates::Keys } else { ResponseStates::Queries };
     // Everything: what is chosen is chosen here.
     let attention = AttentionProbe { point, response, heads: None, visual_tokens: None };
-    let probe = Probe { attention: Some(attention), image_attention: true };
+    let probe = Probe { attention: Some(attention), image_attention: true, ..Probe::default() };
     let model = policy.model.valid();
     let probed = model.score(&batch, TEMPERATURE, &model.token_mask([]).unwrap(), Some(&probe)).unwrap().probed;
     let LastAttention { response, visual_keys, .. } = probed.attention.unwrap();

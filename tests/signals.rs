@@ -1,16 +1,16 @@
 //! What credit assignment reads of a forward pass: states of the last decoder layer and attention in the vision tower,
-//! recomputed here in double precision from what transformers feeds to those layers; and that drawing completions hands
-//! out what scoring them does.
+//! recomputed here in double precision from what transformers feeds to those layers; what the decoder lets out, against
+//! transformers' logits; and that drawing completions hands out what scoring them does.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use burn::tensor::Tensor;
 use firesight_vlm::{
-    AttentionPoint, AttentionProbe, Error, Generation, LastAttention, Probe, ProcessedImage, Prompt, QwenVl,
-    ResponseStates, Sampling, Scored,
+    AttentionPoint, AttentionProbe, Error, Generation, LastAttention, LastHidden, Probe, ProcessedImage, Prompt,
+    QwenVl, ResponseStates, Sampling, Scored,
 };
-use support::models::{Case, everything, models, scored, values};
+use support::models::{Case, everything, models, real, scored, values};
 use support::{Tensors, device, relative_error, tolerance};
 
 const POINTS: [AttentionPoint; 2] = [AttentionPoint::BeforeRope, AttentionPoint::AfterRope];
@@ -18,7 +18,7 @@ const RESPONSES: [ResponseStates; 2] = [ResponseStates::Queries, ResponseStates:
 
 fn probe(point: AttentionPoint, response: ResponseStates) -> Probe {
     let attention = AttentionProbe { point, response, heads: None, visual_tokens: None };
-    Probe { attention: Some(attention), image_attention: false }
+    Probe { attention: Some(attention), ..Probe::default() }
 }
 
 /// Weights by the end of their names.
@@ -224,7 +224,7 @@ fn attention_that_visual_tokens_receive_agrees() {
                 raster[token] = received;
             }
 
-            let asked = Probe { attention: None, image_attention: true };
+            let asked = Probe { image_attention: true, ..Probe::default() };
             let scores = model.score(&scored(case), 1.0, &everything(&model), Some(&asked)).unwrap();
             let found = scores.probed.image_attention.unwrap();
             let counts: Vec<usize> = found.iter().map(|found| found.dims()[0]).collect();
@@ -236,9 +236,144 @@ fn attention_that_visual_tokens_receive_agrees() {
     assert!(checked > 0, "no case with states of the vision tower");
 }
 
+/// Completion tokens and visual tokens have the states that transformers computes at their own positions: those of which
+/// the output head makes its logits, and where the oracle has the states, these.
+#[test]
+fn hidden_states_agree() {
+    for (dir, cases) in models() {
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
+        let file = Tensors::read(&dir.join("model.safetensors"));
+        let head = if model.config().tie_word_embeddings { "embed_tokens.weight" } else { "lm_head.weight" };
+        let (shape, head) = Weights(&file).find(head).unwrap();
+        let logits_of = |states: &[f32]| -> Vec<f32> {
+            let product =
+                |state: &[f32], row: &[f64]| state.iter().zip(row).map(|(&a, b)| f64::from(a) * b).sum::<f64>();
+            let states = states.chunks_exact(shape[1]);
+            states.flat_map(|state| head.chunks_exact(shape[1]).map(|row| product(state, row) as f32)).collect()
+        };
+        for case in &cases {
+            let asked = Probe { hidden: true, ..Probe::default() };
+            let scores = model.score(&scored(case), 1.0, &everything(&model), Some(&asked)).unwrap();
+            assert!(scores.probed.attention.is_none());
+            let hidden = scores.probed.hidden.unwrap();
+            // What a tensor of the oracle has at the same tokens.
+            let expected = |name: &str| {
+                let width = *case.tensors.f32(name).0.last().unwrap();
+                let real = real(case, "attention_mask", &case.tensors.f32(name).1);
+                let (mut of_response, mut of_visual, mut start) = (Vec::new(), Vec::new(), 0);
+                for (prompt, completion) in &case.rows {
+                    let end = start + prompt.input_ids().len();
+                    let visual = prompt.image_spans().iter().cloned().flatten();
+                    of_visual.extend(visual.flat_map(|at| &real[(start + at) * width..(start + at + 1) * width]));
+                    start = end + completion.len();
+                    of_response.extend(&real[end * width..start * width]);
+                }
+                assert_eq!(start * width, real.len());
+                (of_response, of_visual)
+            };
+            let (response, visual) = (values(hidden.response), hidden.visual.into_iter().flat_map(values).collect());
+            let check = |what: &str, found: Vec<f32>, expected: Vec<f32>| {
+                let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+                assert_eq!(found.len(), expected.len());
+                check(case, what, &found, &expected);
+            };
+            let visual: Vec<f32> = visual;
+            let (of_response, of_visual) = expected("logits");
+            check("logits of hidden states", logits_of(&response), of_response);
+            if !visual.is_empty() {
+                check("logits of visual hidden states", logits_of(&visual), of_visual);
+            }
+            if case.tensors.contains("text.final_norm") {
+                let (of_response, of_visual) = expected("text.final_norm");
+                check("hidden states", response, of_response);
+                if !visual.is_empty() {
+                    check("visual hidden states", visual, of_visual);
+                }
+            }
+        }
+    }
+}
+
+/// Entropy of the smallest set of most likely tokens that has `share` of the probability, by sorting all of them.
+fn top_p_entropy(logits: &[f32], share: f64) -> f64 {
+    let mut weights: Vec<f64> = logits.iter().map(|&logit| f64::from(logit).exp()).collect();
+    weights.sort_by(|a, b| b.total_cmp(a));
+    let total: f64 = weights.iter().sum();
+    let mut before = 0.0;
+    weights.retain(|weight| {
+        before += weight;
+        before - weight < share * total
+    });
+    let total: f64 = weights.iter().sum();
+    -weights.iter().map(|weight| weight / total * (weight / total).ln()).sum::<f64>()
+}
+
+#[test]
+fn entropies_of_drawing_are_those_of_the_logits() {
+    for (dir, cases) in models() {
+        let model = QwenVl::from_dir(&dir, &device()).unwrap();
+        let prompts: Vec<&Prompt> = cases[0].rows.iter().map(|(prompt, _)| prompt).collect();
+        let mask = everything(&model);
+        let ask = |share: Option<f32>, temperature: f32| {
+            let sampling = Sampling::at(temperature);
+            let stop_tokens: Vec<u32> = (0..model.config().text_config.vocab_size as u32).step_by(7).collect();
+            let options = Generation {
+                sampling,
+                max_new_tokens: 6,
+                stop_tokens: &stop_tokens,
+                mask: &mask,
+                seed: 5,
+                first_stream: 0,
+            };
+            let probe = Probe { entropy: share.is_none(), top_p_entropy: share, ..Probe::default() };
+            model.generate_probed(&prompts, 3, &options, &probe)
+        };
+        for (temperature, share) in [(1.0, 0.95), (0.7, 0.5), (0.0, 0.8), (1.0, 1.0)] {
+            let (drawn, probed) = ask(Some(share), temperature).unwrap();
+            assert!(probed.entropy.is_none() && probed.hidden.is_none() && probed.attention.is_none());
+            let found = probed.top_p_entropy.unwrap();
+            let (whole, probed) = ask(None, temperature).unwrap();
+            assert_eq!(drawn, whole);
+            assert!(probed.top_p_entropy.is_none());
+            let whole = probed.entropy.unwrap();
+            let divided = if temperature > 0.0 { temperature } else { 1.0 };
+            let completions =
+                prompts.iter().zip(&drawn).flat_map(|(prompt, group)| group.iter().map(move |c| (prompt, c)));
+            for (number, (prompt, completion)) in completions.enumerate() {
+                let ids = [prompt.input_ids(), &completion.tokens].concat();
+                let sequence = Prompt::new(ids, prompt.images().to_vec(), prompt.image_spans().to_vec());
+                let logits = model.prompt_logits(&[&sequence]).unwrap() / divided;
+                let [_, tokens, vocabulary] = logits.dims();
+                let logits = values(logits);
+                let rows = logits.chunks_exact(vocabulary).take(tokens - 1).skip(prompt.input_ids().len() - 1);
+                assert_eq!(found[number].len(), completion.tokens.len());
+                assert_eq!(whole[number].len(), completion.tokens.len());
+                for ((row, found), whole) in rows.zip(&found[number]).zip(&whole[number]) {
+                    let expected = [top_p_entropy(row, f64::from(share)), top_p_entropy(row, 2.0)];
+                    for (found, expected) in [found, whole].into_iter().zip(expected) {
+                        let difference = (f64::from(*found) - expected).abs();
+                        assert!(difference < tolerance(), "{}: {found} for {expected}", dir.display());
+                    }
+                }
+            }
+        }
+        for share in [0.0, 1.1, f32::NAN] {
+            assert!(matches!(ask(Some(share), 1.0), Err(Error::Probe { field: "top_p_entropy", .. })));
+        }
+        let asked = Probe { top_p_entropy: Some(0.9), ..Probe::default() };
+        let refused = model.score(&scored(&cases[0]), 1.0, &mask, Some(&asked)).unwrap_err();
+        assert!(refused.to_string().contains("only while completions are drawn"), "{refused}");
+    }
+}
+
 /// Values of the states of the completions, and of the visual keys.
-fn flat(found: LastAttention) -> (Vec<f32>, Vec<f32>) {
-    (values(found.response), found.visual_keys.into_iter().flat_map(values).collect())
+fn flat(found: LastAttention) -> [Vec<f32>; 2] {
+    [values(found.response), found.visual_keys.into_iter().flat_map(values).collect()]
+}
+
+/// Values of the states of the completions, and of the visual tokens.
+fn hidden(found: LastHidden) -> [Vec<f32>; 2] {
+    [values(found.response), found.visual.into_iter().flat_map(values).collect()]
 }
 
 /// Completions of several lengths, some of which end long before the others: what the passes that drew them hand out is
@@ -266,7 +401,10 @@ fn drawing_hands_out_what_scoring_does() {
         let mut some_closed = 0;
         for seed in 0..12 {
             let (point, response) = (POINTS[seed as usize % 2], RESPONSES[seed as usize / 2 % 2]);
-            let probe = probe(point, response);
+            let mut probe = Probe { entropy: true, hidden: seed % 3 > 0, ..probe(point, response) };
+            if seed % 3 > 1 {
+                probe.attention = None;
+            }
             let (drawn, probed) = model.generate_probed(&prompts, 2, &options(seed), &probe).unwrap();
             assert_eq!(drawn, model.generate(&prompts, 2, &options(seed)).unwrap(), "looking changes nothing");
             let lengths: Vec<usize> = drawn.iter().flatten().map(|completion| completion.tokens.len()).collect();
@@ -282,10 +420,30 @@ fn drawing_hands_out_what_scoring_does() {
                 })
                 .collect();
             let scores = model.score(&batch, 1.0, &mask, Some(&probe)).unwrap();
-            let (found, found_keys) = flat(probed.attention.unwrap());
-            let (expected, expected_keys) = flat(scores.probed.attention.unwrap());
-            assert!(relative_error(&found, &expected) < 1e-5, "{}: {point:?} {response:?}", dir.display());
-            assert!(found_keys.is_empty() || relative_error(&found_keys, &expected_keys) < 1e-5);
+            let alike = |what: &str, found: [Vec<f32>; 2], expected: [Vec<f32>; 2]| {
+                for (found, expected) in found.into_iter().zip(expected) {
+                    assert_eq!(found.len(), expected.len());
+                    let error = if found.is_empty() { 0.0 } else { relative_error(&found, &expected) };
+                    assert!(error < 1e-5, "{} {what}: {point:?} {response:?}: {error:.1e}", dir.display());
+                }
+            };
+            assert_eq!(probed.attention.is_some(), probe.attention.is_some());
+            if let (Some(found), Some(expected)) = (probed.attention, scores.probed.attention) {
+                alike("attention", flat(found), flat(expected));
+            }
+            assert_eq!(probed.hidden.is_some(), probe.hidden);
+            if let (Some(found), Some(expected)) = (probed.hidden, scores.probed.hidden) {
+                assert_eq!(found.response.dims()[0], lengths.iter().sum::<usize>());
+                let visual: Vec<usize> = found.visual.iter().map(|states| states.dims()[0]).collect();
+                let count = |prompt: &Prompt| prompt.image_spans().iter().map(ExactSizeIterator::len).sum::<usize>();
+                assert_eq!(visual, prompts.map(count));
+                alike("hidden states", hidden(found), hidden(expected));
+            }
+            let found = probed.entropy.unwrap();
+            assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), lengths);
+            let entropy = values(scores.entropy);
+            let expected = entropy.chunks_exact(longest).zip(&lengths).flat_map(|(row, &length)| &row[..length]);
+            alike("entropy", [found.concat(), Vec::new()], [expected.copied().collect(), Vec::new()]);
         }
         assert!((1..12).contains(&some_closed), "{}: prompts ended together {some_closed} times", dir.display());
     }

@@ -226,7 +226,7 @@ fn probe(signals: &SignalSet) -> Probe {
         heads: asked.heads.clone(),
         visual_tokens: asked.visual_tokens.clone(),
     });
-    Probe { attention, image_attention: signals.image_attention }
+    Probe { attention, image_attention: signals.image_attention, ..Probe::default() }
 }
 
 fn found(probed: Probed) -> Signals {

@@ -137,6 +137,14 @@ pub enum Error {
         /// How many there are.
         count: usize,
     },
+    /// A probe asks for something in a way that cannot be answered.
+    #[error("the probe's {field} {problem}")]
+    Probe {
+        /// Name of the field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Logits that nothing can be drawn from.
     #[error("completion {index}: the logits are not finite, or every token is suppressed")]
     NonFiniteLogits {

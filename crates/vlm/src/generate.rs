@@ -6,9 +6,9 @@ use rand_chacha::ChaCha8Rng;
 use crate::Error;
 use crate::initialize::stream;
 use crate::model::{EncodedPrompts, QwenVl, TokenMask, last_hidden};
-use crate::probe::{Probe, Probed, Tap, indices};
+use crate::probe::{LastHidden, Probe, Probed, Tap, indices};
 use crate::processor::Prompt;
-use crate::sampling::{Sampler, Sampling};
+use crate::sampling::{Drawn, Sampler, Sampling};
 use crate::text::{CompletionCache, NewToken, TextModel};
 
 /// How completions are drawn.
@@ -59,8 +59,8 @@ impl QwenVl {
 
     /// Like [`QwenVl::generate`], with what `probe` asks for of the passes that draw the completions.
     ///
-    /// The last token of a completion predicts nothing; those that have not run when all are drawn run once more, as
-    /// far as the queries of the last layer.
+    /// The last token of a completion predicts nothing. Where states are asked for, those that have not run when all are
+    /// drawn run as well, as far as the queries of the last layer, or to its end for hidden states.
     ///
     /// # Errors
     /// As there, and when the probe asks for something that is not there.
@@ -113,7 +113,8 @@ impl QwenVl {
         let attention = probe.and_then(|probe| probe.attention.as_ref());
         let mut tap = attention.map(|attention| Tap::new(attention, model.text().heads(), &device));
         let vocabulary = self.config().text_config.vocab_size;
-        let mut sampler = Sampler::new(options.sampling);
+        let mut sampler = Sampler::new(options.sampling, probe.and_then(|probe| probe.top_p_entropy));
+        let (mut entropy, mut top_p_entropy) = (vec![Vec::new(); rows], vec![Vec::new(); rows]);
         let mut drawing = Drawing {
             text: model.text(),
             encoded: &encoded,
@@ -123,12 +124,13 @@ impl QwenVl {
             open: (0..rows).collect(),
             places: vec![Vec::new(); rows],
             run: 0,
+            hidden: probe.is_some_and(|probe| probe.hidden).then(Vec::new),
         };
         let first = host(last_hidden(&encoded).matmul(head.clone()));
         let mut logits: Vec<f32> = first.chunks_exact(vocabulary).flat_map(|row| row.repeat(completions)).collect();
         for length in 1.. {
             for (&number, row) in drawing.open.iter().zip(logits.chunks_exact(vocabulary)) {
-                let (token, log_prob) = sampler
+                let Drawn { token, log_prob, entropy: whole, top_p_entropy: part } = sampler
                     .draw(row, options.mask, &mut streams[number])
                     .ok_or(Error::NonFiniteLogits { index: number })?;
                 on_token(number, token);
@@ -136,18 +138,34 @@ impl QwenVl {
                 completion.tokens.push(token);
                 completion.log_probs.push(log_prob);
                 completion.finished = options.stop_tokens.contains(&token);
+                entropy[number].push(whole);
+                top_p_entropy[number].extend(part);
             }
             if length == options.max_new_tokens || drawing.drawn.iter().all(|completion| completion.finished) {
                 break;
             }
             logits = host(drawing.run_last_tokens(tap.as_mut()).matmul(head.clone()));
         }
+        drawing.run_rest(tap.as_mut());
+        let prompt_rows = &encoded.states.rows;
         let attention = attention.zip(tap).zip(encoded.states.last_key.clone()).map(|((attention, tap), keys)| {
-            let visual_keys = attention.visual_keys(prompts, &encoded.states.rows, keys);
-            attention.found(visual_keys, model.text().heads(), drawing.states_of(tap))
+            let visual_keys = attention.visual_keys(prompts, prompt_rows, keys);
+            attention.found(visual_keys, model.text().heads(), drawing.in_order(tap.taken))
         });
+        let hidden = drawing
+            .hidden
+            .take()
+            .map(|states| LastHidden::new(drawing.in_order(states), prompts, prompt_rows, &encoded.states.hidden));
         let groups = drawing.drawn.chunks_exact(completions).map(<[Generated]>::to_vec).collect();
-        Ok((groups, Probed { attention, image_attention: encoded.image_attention.clone() }))
+        let asked = |what: fn(&Probe) -> bool| probe.is_some_and(what);
+        let probed = Probed {
+            attention,
+            image_attention: encoded.image_attention.clone(),
+            entropy: asked(|probe| probe.entropy).then_some(entropy),
+            top_p_entropy: asked(|probe| probe.top_p_entropy.is_some()).then_some(top_p_entropy),
+            hidden,
+        };
+        Ok((groups, probed))
     }
 }
 
@@ -165,6 +183,8 @@ struct Drawing<'a> {
     places: Vec<Vec<usize>>,
     /// How many have run.
     run: usize,
+    /// Where they are asked for, hidden states of all that have run.
+    hidden: Option<Vec<Tensor<2>>>,
 }
 
 impl Drawing<'_> {
@@ -173,8 +193,7 @@ impl Drawing<'_> {
     /// What ended leaves only afterwards: its last token predicts nothing, but `tap` may want its states, and the last
     /// bits of the others shall not depend on that.
     fn run_last_tokens(&mut self, tap: Option<&mut Tap>) -> Tensor<2> {
-        let (embeddings, tokens) = self.last_tokens();
-        let hidden = self.text.decode(&self.encoded.states, embeddings, &tokens, &mut self.cache, tap);
+        let hidden = self.run_all(tap);
         let goes_on = |&place: &usize| !self.drawn[self.open[place]].finished;
         let kept: Vec<usize> = (0..self.open.len()).filter(goes_on).collect();
         if kept.len() == self.open.len() {
@@ -185,13 +204,28 @@ impl Drawing<'_> {
         hidden.clone().select(0, indices(&kept, &hidden.device()))
     }
 
-    /// States of all tokens, completion by completion, once all are drawn.
-    fn states_of(&mut self, mut tap: Tap) -> Tensor<3> {
-        // The last tokens of all others have run.
+    fn run_all(&mut self, tap: Option<&mut Tap>) -> Tensor<2> {
         let (embeddings, tokens) = self.last_tokens();
-        self.text.only_tap(&self.encoded.states, embeddings, &tokens, &mut self.cache, &mut tap);
-        let taken = Tensor::cat(tap.taken, 0);
-        // They ran side by side.
+        let hidden = self.text.decode(&self.encoded.states, embeddings, &tokens, &mut self.cache, tap);
+        if let Some(taken) = &mut self.hidden {
+            taken.push(hidden.clone());
+        }
+        hidden
+    }
+
+    /// Runs the last tokens of the completions that ended last, once all are drawn, as far as anybody wants their states.
+    fn run_rest(&mut self, tap: Option<&mut Tap>) {
+        if self.hidden.is_some() {
+            self.run_all(tap);
+        } else if let Some(tap) = tap {
+            let (embeddings, tokens) = self.last_tokens();
+            self.text.only_tap(&self.encoded.states, embeddings, &tokens, &mut self.cache, tap);
+        }
+    }
+
+    /// States of all tokens that have run side by side, completion by completion.
+    fn in_order<const D: usize>(&self, taken: Vec<Tensor<D>>) -> Tensor<D> {
+        let taken = Tensor::cat(taken, 0);
         taken.clone().select(0, indices(&self.places.concat(), &taken.device()))
     }
 

@@ -55,7 +55,7 @@ pub use model::{QwenVl, TokenMask};
 pub use parameters::{Component, Parameter, parameters};
 pub use precision::Precision;
 pub use preprocess::{Grid, ImageProcessor, ProcessedImage, decode_image, read_image, read_image_size, smart_resize};
-pub use probe::{AttentionPoint, AttentionProbe, LastAttention, Probe, Probed, ResponseStates};
+pub use probe::{AttentionPoint, AttentionProbe, LastAttention, LastHidden, Probe, Probed, ResponseStates};
 pub use processor::{Processor, Prompt};
 pub use rope::Position;
 pub use sampling::Sampling;

@@ -1,6 +1,6 @@
-//! What credit assignment reads of a forward pass: states of the last decoder layer, and how much attention visual
-//! tokens receive in the vision tower. All of it comes out of passes that happen anyway, and lies outside the autodiff
-//! graph.
+//! What credit assignment reads of a forward pass: states of the last decoder layer, what comes out of it, how much
+//! attention visual tokens receive in the vision tower, and how sure the policy was of each token. All of it comes out of
+//! passes that happen anyway, and lies outside the autodiff graph.
 
 use std::ops::Range;
 
@@ -18,6 +18,14 @@ pub struct Probe {
     pub attention: Option<AttentionProbe>,
     /// How much attention every visual token receives in the vision tower.
     pub image_attention: bool,
+    /// The entropy of the distribution of every token that is drawn. A scoring pass needs no asking: its
+    /// [entropy](crate::CompletionScores::entropy) is part of the result.
+    pub entropy: bool,
+    /// The entropy of the smallest set of most likely tokens that has this share of the probability together, above 0 and
+    /// at most 1: the token that reaches it belongs to the set. Of tokens that are drawn; refused when scoring.
+    pub top_p_entropy: Option<f32>,
+    /// What comes out of the last decoder layer.
+    pub hidden: bool,
 }
 
 /// Which states of the last decoder layer are handed out.
@@ -59,6 +67,23 @@ pub struct Probed {
     /// For every prompt the share of attention that each visual token receives in the last block of the vision tower
     /// that attends to the whole image: a mean over heads, queries and the patches of the token.
     pub image_attention: Option<Vec<Tensor<1>>>,
+    /// Of drawing alone: for every completion, those of all prompts one after another, one number per token. The entropy,
+    /// in nats, of the distribution at the temperature (at 1 if that is 0) over all tokens that the mask allows.
+    pub entropy: Option<Vec<Vec<f32>>>,
+    /// Laid out like `entropy`: that of the same distribution, cut to the set that was asked for and renormalised.
+    pub top_p_entropy: Option<Vec<Vec<f32>>>,
+    /// What comes out of the last decoder layer.
+    pub hidden: Option<LastHidden>,
+}
+
+/// Hidden states behind the last decoder layer and the norm that follows it, in float32.
+#[derive(Debug, Clone)]
+pub struct LastHidden {
+    /// `[tokens, hidden_size]`, tokens of the completions of all prompts one after another: each token's state at its own
+    /// position, which is what the next token is predicted from.
+    pub response: Tensor<2>,
+    /// For every prompt `[visual tokens, hidden_size]`, in the order of the prompt.
+    pub visual: Vec<Tensor<2>>,
 }
 
 /// States of completion tokens and keys of visual tokens in the last decoder layer.
@@ -75,8 +100,12 @@ pub struct LastAttention {
 }
 
 impl Probe {
-    /// Refuses heads and visual tokens that are not there.
+    /// Refuses heads and visual tokens that are not there, and a share that no set of tokens can have.
     pub(crate) fn check(&self, prompts: &[&Prompt], heads: Heads) -> Result<(), Error> {
+        if let Some(share) = self.top_p_entropy.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+            let problem = format!("is {share}; it must be above 0 and at most 1");
+            return Err(Error::Probe { field: "top_p_entropy", problem });
+        }
         let Some(AttentionProbe { heads: chosen, visual_tokens, .. }) = &self.attention else { return Ok(()) };
         let refuse = |what, index, count| Err(Error::ProbeOutOfRange { what, index, count });
         if let Some(&head) = chosen.iter().flatten().find(|&&head| head >= heads.query) {
@@ -112,7 +141,7 @@ impl AttentionProbe {
     pub(crate) fn visual_keys(&self, prompts: &[&Prompt], rows: &[Range<usize>], keys: Tensor<3>) -> Vec<Tensor<3>> {
         let keys = without_graph(keys);
         let of_prompt = |(index, prompt): (usize, &&Prompt)| {
-            let visual: Vec<usize> = visual_positions(prompt).map(|position| rows[index].start + position).collect();
+            let visual = visual_rows(prompt, &rows[index]);
             let rows = match &self.visual_tokens {
                 Some(chosen) => chosen[index].iter().map(|&token| visual[token]).collect(),
                 None => visual,
@@ -167,6 +196,21 @@ impl Tap {
             None => states,
         }
     }
+}
+
+impl LastHidden {
+    /// With the states of the completions, and those of prompts in these rows of `hidden`.
+    pub(crate) fn new(response: Tensor<2>, prompts: &[&Prompt], rows: &[Range<usize>], hidden: &Tensor<2>) -> Self {
+        let of_prompt = |(prompt, rows): (&&Prompt, &Range<usize>)| {
+            hidden.clone().select(0, indices(&visual_rows(prompt, rows), &hidden.device()))
+        };
+        Self { response, visual: prompts.iter().zip(rows).map(of_prompt).collect() }
+    }
+}
+
+/// Where visual tokens of a prompt lie that has these rows.
+fn visual_rows(prompt: &Prompt, rows: &Range<usize>) -> Vec<usize> {
+    visual_positions(prompt).map(|position| rows.start + position).collect()
 }
 
 /// Positions of a prompt's visual tokens.

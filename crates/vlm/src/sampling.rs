@@ -1,5 +1,6 @@
 //! How a token is chosen from the distribution over the vocabulary, and what a checkpoint says about it.
 
+use std::collections::BinaryHeap;
 use std::path::Path;
 
 use rand::{Rng, RngExt};
@@ -36,18 +37,31 @@ impl Sampling {
 #[derive(Debug)]
 pub(crate) struct Sampler {
     sampling: Sampling,
+    /// See [`Probe::top_p_entropy`](crate::Probe::top_p_entropy).
+    top_p_entropy: Option<f32>,
     /// Allowed tokens with their likelihood relative to the most likely one.
     weights: Vec<(usize, f64)>,
 }
 
+/// A token that was drawn, and what there is to say about the distribution at the temperature (at 1 if that is 0) over
+/// all tokens that the mask allows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Drawn {
+    pub(crate) token: u32,
+    pub(crate) log_prob: f32,
+    /// In nats.
+    pub(crate) entropy: f32,
+    /// Where it is asked for.
+    pub(crate) top_p_entropy: Option<f32>,
+}
+
 impl Sampler {
-    pub(crate) fn new(sampling: Sampling) -> Self {
-        Self { sampling, weights: Vec::new() }
+    pub(crate) fn new(sampling: Sampling, top_p_entropy: Option<f32>) -> Self {
+        Self { sampling, top_p_entropy, weights: Vec::new() }
     }
 
-    /// One token, and its log-probability at the temperature (at 1 if that is 0) among all tokens that `mask` allows.
-    /// `None` when their logits are not all finite, or there is none.
-    pub(crate) fn draw(&mut self, logits: &[f32], mask: &TokenMask, stream: &mut impl Rng) -> Option<(u32, f32)> {
+    /// One token. `None` when the logits of what `mask` allows are not all finite, or it allows nothing.
+    pub(crate) fn draw(&mut self, logits: &[f32], mask: &TokenMask, stream: &mut impl Rng) -> Option<Drawn> {
         let temperature = self.sampling.temperature;
         let greedy = temperature <= 0.0;
         let temperature = if greedy { 1.0 } else { f64::from(temperature) };
@@ -55,15 +69,42 @@ impl Sampler {
         let likelier =
             |best: (usize, f32), (id, &logit): (usize, &f32)| if logit > best.1 { (id, logit) } else { best };
         let (best, highest) = allowed().fold((0, f32::NEG_INFINITY), likelier);
-        let weight = |logit: f32| ((f64::from(logit) - f64::from(highest)) / temperature).exp();
+        let relative = |logit: f32| (f64::from(logit) - f64::from(highest)) / temperature;
         self.weights.clear();
-        self.weights.extend(allowed().map(|(id, &logit)| (id, weight(logit))));
-        let total: f64 = self.weights.iter().map(|(_, weight)| weight).sum();
+        let (mut total, mut mean) = (0.0, 0.0);
+        for (id, &logit) in allowed() {
+            let relative = relative(logit);
+            let weight = relative.exp();
+            total += weight;
+            mean += weighted(weight, relative);
+            self.weights.push((id, weight));
+        }
         if !(highest.is_finite() && total.is_finite()) {
             return None;
         }
+        let top_p_entropy = self.top_p_entropy.map(|share| self.entropy_of_most_likely(f64::from(share) * total));
         let token = if greedy { best } else { self.choose(best, total, stream) };
-        Some((token as u32, (weight(logits[token]) / total).ln() as f32))
+        Some(Drawn {
+            token: token as u32,
+            log_prob: (relative(logits[token]).exp() / total).ln() as f32,
+            entropy: (total.ln() - mean / total) as f32,
+            top_p_entropy,
+        })
+    }
+
+    /// Entropy of the most likely tokens that weigh `enough` together. Few do, mostly, so they are taken off a heap one
+    /// after another, which is less than to sort the vocabulary.
+    fn entropy_of_most_likely(&self, enough: f64) -> f32 {
+        // Numbers that are not negative are in the order of their bits.
+        let mut heap: BinaryHeap<u64> = self.weights.iter().map(|(_, weight)| weight.to_bits()).collect();
+        let (mut total, mut mean) = (0.0, 0.0);
+        while total < enough
+            && let Some(weight) = heap.pop().map(f64::from_bits)
+        {
+            total += weight;
+            mean += weighted(weight, weight.ln());
+        }
+        (total.ln() - mean / total) as f32
     }
 
     fn choose(&mut self, best: usize, total: f64, stream: &mut impl Rng) -> usize {
@@ -97,6 +138,11 @@ impl Sampler {
         // Rounding can leave a sliver after the last token; the most likely one takes it.
         chosen.map_or(best, |&(id, _)| id)
     }
+}
+
+/// A logarithm times its weight: nothing where that is zero, although the logarithm is infinite.
+fn weighted(weight: f64, logarithm: f64) -> f64 {
+    weight * logarithm.max(f64::MIN)
 }
 
 /// `generation_config.json`: how the publisher of a checkpoint draws from it.
@@ -165,10 +211,10 @@ mod tests {
     /// How often each token is drawn in 20,000 tries.
     fn shares(sampling: Sampling, mask: &TokenMask) -> Vec<f64> {
         let logits = PROBABILITIES.map(f32::ln);
-        let (mut sampler, mut stream) = (Sampler::new(sampling), ChaCha8Rng::seed_from_u64(3));
+        let (mut sampler, mut stream) = (Sampler::new(sampling, None), ChaCha8Rng::seed_from_u64(3));
         let mut counts = vec![0.0; logits.len()];
         for _ in 0..20_000 {
-            let (token, log_prob) = sampler.draw(&logits, mask, &mut stream).unwrap();
+            let Drawn { token, log_prob, .. } = sampler.draw(&logits, mask, &mut stream).unwrap();
             counts[token as usize] += 1.0 / 20_000.0;
             let allowed: f32 = (0..5).filter(|&id| mask.allows(id)).map(|id| PROBABILITIES[id]).sum();
             let expected = (PROBABILITIES[token as usize] / allowed).ln();
@@ -208,8 +254,36 @@ mod tests {
     }
 
     #[test]
+    fn entropies_are_those_of_the_whole_and_of_the_most_likely_tokens() {
+        let probabilities: [f32; 6] = [0.15, 0.5, 0.05, 0.3, 0.0, 7.0];
+        // What cannot be drawn counts nowhere, and what never is adds nothing.
+        let (mask, logits) = (TokenMask::new(6, [5]).unwrap(), probabilities.map(f32::ln));
+        let entropy = |probabilities: &[f64]| {
+            let total: f64 = probabilities.iter().sum();
+            -probabilities.iter().map(|p| p / total * (p / total).ln()).sum::<f64>()
+        };
+        let draw = |temperature, share| {
+            let mut sampler = Sampler::new(Sampling::at(temperature), Some(share));
+            sampler.draw(&logits, &mask, &mut ChaCha8Rng::seed_from_u64(3)).unwrap()
+        };
+        let whole = [0.5, 0.3, 0.15, 0.05];
+        // 0.625 ln 1.6 + 0.375 ln 2.6667 = 0.293752 + 0.367811.
+        assert!((entropy(&whole[..2]) - 0.661_563).abs() < 1e-6);
+        for (share, tokens) in [(0.3, 1), (0.49, 1), (0.51, 2), (0.7, 2), (0.79, 2), (0.81, 3), (0.96, 4), (1.0, 4)] {
+            let drawn = draw(1.0, share);
+            assert!((f64::from(drawn.entropy) - entropy(&whole)).abs() < 1e-6, "{drawn:?}");
+            let expected = entropy(&whole[..tokens]);
+            assert!((f64::from(drawn.top_p_entropy.unwrap()) - expected).abs() < 1e-6, "{share}: {drawn:?}");
+        }
+        // At half the temperature probabilities are squared: 0.25, 0.09, 0.0225, 0.0025, of 0.365 together.
+        let (squared, drawn) = (whole.map(|p| p * p), draw(0.5, 0.9));
+        assert!((f64::from(drawn.entropy) - entropy(&squared)).abs() < 1e-6, "{drawn:?}");
+        assert!((f64::from(drawn.top_p_entropy.unwrap()) - entropy(&squared[..2])).abs() < 1e-6, "{drawn:?}");
+    }
+
+    #[test]
     fn broken_logits_draw_nothing() {
-        let (mut sampler, mut stream) = (Sampler::new(Sampling::at(1.0)), ChaCha8Rng::seed_from_u64(3));
+        let (mut sampler, mut stream) = (Sampler::new(Sampling::at(1.0), None), ChaCha8Rng::seed_from_u64(3));
         let mask = TokenMask::new(2, []).unwrap();
         for broken in [[f32::NAN, 1.0], [1.0, f32::NAN], [f32::INFINITY, 1.0], [f32::NEG_INFINITY; 2]] {
             assert_eq!(sampler.draw(&broken, &mask, &mut stream), None);

@@ -8,7 +8,7 @@ use crate::checkpointing::{Checkpoints, Recomputation};
 use crate::features::is_trained;
 use crate::fused::{self, Scoring};
 use crate::model::attention_of_prompts;
-use crate::probe::{Probe, Probed, Tap, indices};
+use crate::probe::{LastHidden, Probe, Probed, Tap, indices, without_graph};
 use crate::processor::Prompt;
 use crate::{Error, QwenVl, TokenMask};
 
@@ -73,7 +73,8 @@ impl QwenVl {
     /// When `batch` is empty.
     ///
     /// # Errors
-    /// When a token id is outside the vocabulary or a sequence is longer than the context.
+    /// When a token id is outside the vocabulary, a sequence is longer than the context, or the probe asks for something
+    /// that is not there or comes of drawing alone.
     pub fn score(
         &self,
         batch: &[Scored<'_>],
@@ -91,7 +92,12 @@ impl QwenVl {
         }
         let prompts: Vec<&Prompt> = batch.iter().map(|item| item.prompt).collect();
         self.check_prompts(&prompts, probe)?;
+        if probe.is_some_and(|probe| probe.top_p_entropy.is_some()) {
+            let problem = "is handed out only while completions are drawn".into();
+            return Err(Error::Probe { field: "top_p_entropy", problem });
+        }
         let attention = probe.and_then(|probe| probe.attention.as_ref());
+        let wants_hidden = probe.is_some_and(|probe| probe.hidden);
 
         let device = self.device().without_autodiff();
         let mut sequence = self.sequence(&prompts);
@@ -104,7 +110,7 @@ impl QwenVl {
         let tokens = completions().map(|(_, completion)| completion.len()).max().unwrap_or(0);
         for (prompt, completion) in completions() {
             // The last token predicts nothing, so it runs only where its states are wanted.
-            let fed = completion.len().saturating_sub(usize::from(attention.is_none()));
+            let fed = completion.len().saturating_sub(usize::from(attention.is_none() && !wants_hidden));
             let rows = sequence.complete(prompt, &completion[..fed]);
             states.extend([sequence.prompts[prompt].end - 1].into_iter().chain(rows).take(completion.len()));
             slots.extend((0..tokens).map(|token| if token < completion.len() { targets.len() + token + 1 } else { 0 }));
@@ -113,13 +119,14 @@ impl QwenVl {
 
         // Layers that are to run again leave no graph.
         let mut checkpoints = self.recomputes().then(Checkpoints::default);
-        let without_graph = checkpoints.is_some().then(|| self.valid());
-        let model = without_graph.as_ref().unwrap_or(self);
+        let off_graph = checkpoints.is_some().then(|| self.valid());
+        let model = off_graph.as_ref().unwrap_or(self);
         let text = model.text();
         let pass = text.pass(&sequence);
         let image_attention = probe.is_some_and(|probe| probe.image_attention);
         let features = self.visual_features(&prompts, image_attention, checkpoints.as_mut())?;
-        let mut probed = Probed { attention: None, image_attention: attention_of_prompts(&prompts, features.as_ref()) };
+        let image_attention = attention_of_prompts(&prompts, features.as_ref());
+        let mut probed = Probed { image_attention, ..Probed::default() };
         let mut x = text.embed_sequence(&sequence, &pass, features.as_ref().map(|found| found.tokens.clone()));
         for index in 0..text.depth() {
             if let Some(checkpoints) = &mut checkpoints {
@@ -137,6 +144,11 @@ impl QwenVl {
                     probed.attention = Some(attention.found(visual_keys, text.heads(), response));
                 }
             });
+        }
+        if wants_hidden && first_row < sequence.ids.len() {
+            let hidden = without_graph(text.normalise(x.clone()));
+            let response = hidden.clone().narrow(0, first_row, sequence.ids.len() - first_row);
+            probed.hidden = Some(LastHidden::new(response, &prompts, &sequence.prompts, &hidden));
         }
         let positions = Positions { used: sequence.ids.len(), padding: pass.padding() };
         let mut recomputation =
