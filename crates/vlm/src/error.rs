@@ -137,6 +137,14 @@ pub enum Error {
         /// How many there are.
         count: usize,
     },
+    /// A change that cannot be made to an image.
+    #[error("the image change's {field} {problem}")]
+    ImageChange {
+        /// Name of the field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A probe asks for something in a way that cannot be answered.
     #[error("the probe's {field} {problem}")]
     Probe {

@@ -7,8 +7,9 @@
 //!    template, the image settings, the safetensors weights. [`QwenVl::new`] makes fresh weights instead.
 //! 2. [`ImageProcessor`] turns a picture into patches ([`smart_resize`], bicubic with antialiasing, normalised), and
 //!    [`Processor::prompt`] a conversation into token ids with the image placeholders written out.
+//!    [`Processor::changed`] has the same prompt with images of which less can be seen, or with none.
 //! 3. [`QwenVl::score`] gives the log-probability and entropy of every completion token, with gradients on an autodiff
-//!    device, and on request the last layer's queries and keys ([`Probe`]).
+//!    device, and on request the last layer's queries and keys and what it lets out ([`Probe`]).
 //! 4. [`QwenVl::generate`] draws completions with a cache of keys and values. A prompt runs once for all of its
 //!    completions, in scoring too.
 //!
@@ -39,6 +40,7 @@ mod score;
 mod sequence;
 mod text;
 mod tokenizer;
+mod view;
 mod vision;
 mod weights;
 
@@ -61,6 +63,7 @@ pub use rope::Position;
 pub use sampling::Sampling;
 pub use score::{CompletionScores, Positions, Scored};
 pub use tokenizer::{TextStream, Tokenizer};
+pub use view::ImageChange;
 pub use vision::VisionFeatures;
 pub use weights::{SaveOptions, has_weights};
 

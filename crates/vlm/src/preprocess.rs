@@ -223,7 +223,8 @@ impl ImageProcessor {
         Ok(ProcessedImage { pixel_values: self.patches(&rgb, grid).into(), grid, rgb: Arc::new(rgb) })
     }
 
-    fn patches(&self, rgb: &RgbImage, grid: Grid) -> Vec<f32> {
+    /// Patches of a picture of the size that `grid` says.
+    pub(crate) fn patches(&self, rgb: &RgbImage, grid: Grid) -> Vec<f32> {
         let (size, merge, width) = (self.patch_size, self.merge_size, rgb.width() as usize);
         let bytes = rgb.as_raw();
         let mut values = Vec::with_capacity(grid.patches() * CHANNELS * self.temporal_patch_size * size * size);

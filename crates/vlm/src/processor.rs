@@ -71,6 +71,8 @@ struct Vision {
     images: ImageProcessor,
     image: Placeholder,
     video: Placeholder,
+    /// What opens an image, and what closes it.
+    marks: [Option<u32>; 2],
 }
 
 /// A token that stands for pixels.
@@ -116,6 +118,7 @@ impl Vision {
         Ok(Self {
             image: placeholder("image_token_id", config.image_token_id)?,
             video: placeholder("video_token_id", config.video_token_id)?,
+            marks: [config.vision_start_token_id, config.vision_end_token_id],
             images,
         })
     }
@@ -242,6 +245,11 @@ impl Processor {
         self.vision.as_ref().ok_or_else(|| Error::NoVision { model: self.model_type.clone() })
     }
 
+    /// The tokens that open and close an image.
+    pub(crate) fn image_marks(&self) -> Result<[Option<u32>; 2], Error> {
+        Ok(self.vision()?.marks)
+    }
+
     /// See [`ImageProcessor::process`].
     ///
     /// # Errors
@@ -290,7 +298,7 @@ impl Processor {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
@@ -324,7 +332,7 @@ mod tests {
         dir
     }
 
-    fn processor() -> Processor {
+    pub(crate) fn processor() -> Processor {
         Processor::from_dir(directory().path()).unwrap()
     }
 
