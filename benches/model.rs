@@ -48,7 +48,7 @@ fn model(criterion: &mut Criterion) {
         .collect();
     let queries =
         AttentionRequest { rope: Rope::After, response: ResponseStates::Queries, heads: None, visual_tokens: None };
-    let attention = SignalSet { attention: Some(queries), image_attention: false };
+    let attention = SignalSet { attention: Some(queries), ..SignalSet::default() };
     for (name, signals) in [("without signals", SignalSet::default()), ("with queries and keys", attention)] {
         criterion.bench_function(&format!("score 8 x 8 completions, {name}"), |bench| {
             bench.iter(|| black_box(valid.score(&groups, 1.0, &signals).unwrap().log_probs.into_data()));

@@ -9,8 +9,8 @@ use burn::optim::SgdConfig;
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use firesight_rl::{
-    AdvantageEstimator, Algorithm, Completion, Error, Group, Options, Policy, Positions, Reward, Sampling, Scores,
-    SignalSet, Signals, Trainer, Uniform,
+    AdvantageEstimator, AdvantageInput, Algorithm, Completion, Error, Group, Options, Policy, Positions, Reward,
+    Sampling, Scores, SignalSet, Signals, Trainer, Uniform,
 };
 
 const COMPLETIONS: usize = 8;
@@ -83,7 +83,7 @@ fn advantages(criterion: &mut Criterion) {
             let rewards: Vec<&[Reward]> = groups.iter().map(|group| group.rewards.as_slice()).collect();
             bench.throughput(Throughput::Elements((count * COMPLETIONS) as u64));
             bench.bench_function(BenchmarkId::new(name, count * COMPLETIONS), |bencher| {
-                bencher.iter(|| algorithm.advantage.advantages(black_box(&rewards)));
+                bencher.iter(|| algorithm.advantage.advantages(black_box(&AdvantageInput::of(&rewards))));
             });
         }
     }

@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -23,8 +24,8 @@ use clap::Parser;
 use firesight_kawhi::{Granularity, Heads, KawhiConfig, Metric, RegionSelection};
 use firesight_rl::{Algorithm, Rope};
 use firesight_train::{
-    Checkpoint, CreditConfig, Destination, HeadSearch, Job, Log, Progress, Run, RunConfig, State, Stop, reinforcement,
-    supervised, vision_critical_heads,
+    Checkpoint, Credit, CreditConfig, Destination, HeadSearch, Job, Log, Progress, Run, RunConfig, State, Stop,
+    reinforcement, supervised, vision_critical_heads,
 };
 use firesight_vlm::SaveOptions;
 use serde::{Deserialize, Serialize};
@@ -82,13 +83,13 @@ struct Measured {
 type Results = BTreeMap<(u64, String), f64>;
 
 /// The rows of the table, given the heads that the paper's method compares.
-fn rows(grpo: &Algorithm, max_tokens: usize, critical: &Heads) -> Vec<(&'static str, Algorithm, CreditConfig)> {
+fn rows(grpo: &Algorithm, max_tokens: usize, critical: &Heads) -> Vec<(&'static str, Algorithm, Credit)> {
     let with = |change: fn(&mut KawhiConfig)| {
         let mut config = KawhiConfig { heads: critical.clone(), ..KawhiConfig::default() };
         change(&mut config);
-        CreditConfig::Kawhi(config)
+        CreditConfig::Kawhi(config).into()
     };
-    let uniform = || CreditConfig::Uniform {};
+    let uniform = || Credit::from_str("uniform").expect("a method");
     let dapo = || Algorithm::presets(max_tokens).into_iter().find(|(name, _)| *name == "dapo").expect("a preset").1;
     vec![
         (BASE, grpo.clone(), uniform()),

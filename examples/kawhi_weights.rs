@@ -22,7 +22,7 @@ use burn::tensor::Device;
 use clap::Parser;
 use console::style;
 use firesight_kawhi::{Heads, ImageView, KawhiConfig, Regions, VisualPrompt as _, sguf};
-use firesight_rl::{Completion, CreditAssigner as _, Group, Policy as _, TokenCredit};
+use firesight_rl::{Completion, CreditAssigner as _, Group, Policy as _, TokenCredit, assign_from_signals};
 use firesight_train::{VlmPolicy, VlmPrompt};
 use firesight_vlm::{Message, ModelConfig, Part, Processor, QwenVl, has_weights, read_image};
 use image::{Rgb, RgbImage};
@@ -80,7 +80,7 @@ fn main() -> anyhow::Result<()> {
     let signals = kawhi.signals(&[&prompt])?;
     let groups = [Group { prompt, completions: vec![completion], rewards: Vec::new() }];
     let scores = policy.score(&groups, 1.0, &signals)?;
-    let credit = kawhi.assign(&groups, &scores.signals)?.remove(0);
+    let credit = assign_from_signals(&kawhi, &groups, &scores.signals)?.remove(0);
 
     print_paragraphs(&processor, &groups[0].completions[0].tokens, &credit)?;
     let view = groups[0].prompt.images()[0];

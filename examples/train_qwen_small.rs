@@ -9,20 +9,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
+use clap::Parser;
 use clap::builder::PossibleValuesParser;
-use clap::{Parser, ValueEnum};
-use firesight_kawhi::KawhiConfig;
 use firesight_rl::Algorithm;
-use firesight_train::{CreditConfig, Destination, Ending, Progress, RunConfig, Stop, run};
+use firesight_train::{Credit, Destination, Ending, Progress, RunConfig, Stop, run};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Credit {
-    Uniform,
-    Kawhi,
-}
 
 /// Trains a small vision-language model with reinforcement learning on real images.
 #[derive(Debug, Parser)]
@@ -30,7 +23,8 @@ struct Options {
     /// A published algorithm, with the settings of its paper [default: as in the configuration].
     #[arg(long, value_parser = presets())]
     algorithm: Option<String>,
-    /// How an advantage is split over the tokens of a completion [default: as in the configuration].
+    /// How an advantage is split over the tokens of a completion: a method, such as uniform or vppo, or several joined by
+    /// + [default: as in the configuration].
     #[arg(long)]
     credit: Option<Credit>,
     /// Seed of the run [default: as in the configuration].
@@ -80,10 +74,7 @@ fn main() -> anyhow::Result<()> {
         config.name = format!("{}-{name}", config.name);
     }
     if let Some(credit) = options.credit {
-        reinforcement.credit = match credit {
-            Credit::Uniform => CreditConfig::Uniform {},
-            Credit::Kawhi => CreditConfig::Kawhi(KawhiConfig::default()),
-        };
+        reinforcement.credit = credit;
     }
     config.name = format!("{}-{}-seed{}", config.name, reinforcement.credit.name(), config.seed);
 

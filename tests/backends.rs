@@ -152,7 +152,7 @@ fn a_kawhi_step_is_that_of_the_cpu() {
         let drawn = prompts(&drawing.policy);
         let mut groups = drawing.rollout(&Parity, &drawn).unwrap().groups;
         // Found while drawing, on the CPU; each device is to find it itself.
-        groups.iter_mut().flat_map(|group| &mut group.completions).for_each(|completion| completion.credit = None);
+        groups.iter_mut().flat_map(|group| &mut group.completions).for_each(|completion| completion.observed = None);
         let (expected, expected_change) = updated(family, &cpu(), &groups);
         let (found, change) = updated(family, &other(), &groups);
         assert_eq!(found.optimizer_steps, 2);

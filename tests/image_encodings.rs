@@ -10,8 +10,8 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use firesight_kawhi::{KawhiConfig, RegionSelection};
 use firesight_rl::{
-    Algorithm, Completion, CreditAssigner, Group, KlPenalty, KlPlacement, MicroBatch, Options, Policy, Reward,
-    RewardFailure, Sampler, Sampling, SignalSet, Threads, Trainer, Uniform,
+    Algorithm, Completion, CreditAssigner, CreditList, Group, KlPenalty, KlPlacement, MicroBatch, Options, Policy,
+    Reward, RewardFailure, Sampler, Sampling, SignalSet, Threads, Trainer, Uniform,
 };
 use firesight_train::task::Charts;
 use firesight_train::{BoxFrame, Grader, Greedy, Purpose, Question, Questions, RunConfig, VlmPolicy, VlmPrompt};
@@ -145,7 +145,7 @@ fn a_frozen_tower_encodes_an_image_once_and_a_trained_one_only_where_a_pass_need
                 if name.starts_with("kawhi") {
                     let zip = name.ends_with("VisionZip");
                     let regions = if zip { RegionSelection::VisionZip } else { RegionSelection::Sguf };
-                    trainer.credit = kawhi(&trainer.policy, regions);
+                    trainer.credit = CreditList::of(kawhi(&trainer.policy, regions));
                 }
                 encoded();
                 // The second step has a policy that moved, and new prompts.

@@ -89,7 +89,7 @@ fn kawhi(config: KawhiConfig) -> Box<dyn CreditAssigner<VlmPrompt> + Send> {
 #[test]
 fn the_weights_of_a_step_are_those_of_the_equations() {
     for (index, config) in switches().into_iter().enumerate() {
-        // One mini-batch or two, the completions bring their credit along.
+        // One mini-batch or two, the completions bring along what credit is made of.
         let mini_batches = 1 + index % 2;
         let (policy, report) = step(Algorithm { kl: None, ..Algorithm::grpo() }, mini_batches, kawhi(config.clone()));
         let (mut split, mut compared) = (0, 0);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use firesight_rl::{Algorithm, KlPenalty, MicroBatch};
 use firesight_train::task::Picture;
 use firesight_train::{
-    CreditConfig, Destination, Ending, Error, Evaluation, Log, Outcome, Progress, RunConfig, Stop, Trainable, run,
+    Destination, Ending, Error, Evaluation, Log, Outcome, Progress, RunConfig, Stop, Trainable, run,
 };
 use firesight_vlm::{LoraConfig, QwenVl, SaveOptions};
 use metrics::metrics;
@@ -95,7 +95,7 @@ fn a_run_leaves_everything_in_its_directory() {
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path().join("run");
     let mut config = small();
-    config.reinforcement.credit = CreditConfig::Uniform {};
+    config.reinforcement.credit = "uniform".parse().unwrap();
     config.reinforcement.algorithm = Algorithm { kl: Some(KlPenalty::new(0.01)), ..Algorithm::gspo() };
     let outcome = trained(&config, &directory);
     assert_eq!(outcome.directory, directory);

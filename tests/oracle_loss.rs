@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use firesight_rl::{
-    Advantage, AdvantageEstimator, Aggregation, Algorithm, Bound, Cispo, Clip, Coefficients, Gdpo, KlPenalty,
-    KlPlacement, LossInput, PolicyLoss, RatioLevel, Relative, Reward, Sapo, Scale, Surrogate, TokenLoss, Vespo,
-    top_entropy_mask,
+    Advantage, AdvantageEstimator, AdvantageInput, Aggregation, Algorithm, Bound, Cispo, Clip, Coefficients, Gdpo,
+    KlPenalty, KlPlacement, LossInput, PolicyLoss, RatioLevel, Relative, Reward, Sapo, Scale, Surrogate, TokenLoss,
+    Vespo, top_entropy_mask,
 };
 use serde_json::Value;
 use support::{Tensors, json, oracle_dir, relative_error};
@@ -225,6 +225,7 @@ fn evaluate(batch: &Batch, options: &Value, algorithm: &Algorithm) -> Outcome {
             advantages: batch.tensor(&advantages, &device),
             mask: batch.tensor(&batch.mask, &device),
             kept: kept.as_ref().map(|kept| batch.tensor(kept, &device)),
+            expert: None,
         })
         .unwrap();
     let coefficients = coefficients(algorithm.aggregation, options, batch, kept.as_deref());
@@ -400,7 +401,7 @@ fn advantages() {
             // TRL's scale has no say here.
             _ => Advantage::Gdpo(Gdpo::default()),
         };
-        let found = estimator.advantages(&groups).concat();
+        let found = estimator.advantages(&AdvantageInput::of(&groups)).concat();
 
         let expected = tensors.f32(&format!("case.{}.advantages", case["id"])).1;
         // TRL centres in float32: its advantages carry the rounding of a reward, over the divisor.

@@ -369,6 +369,7 @@ fn policy_gradients() {
                     advantages: per_token(&|row| advantages[row]),
                     mask: per_token(&|_| 1.0),
                     kept: None,
+                    expert: None,
                 })
                 .unwrap();
             let total = algorithm.total_loss(&tokens, &algorithm.aggregation.coefficients(&lengths));

@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use firesight_kawhi::KawhiConfig;
 use firesight_rl::{
     Algorithm, Completion, CreditAssigner, Group, MicroBatch, Options, Policy, Reward, Sampling, StepReport, Task,
-    TaskError, Trainer, Uniform,
+    TaskError, Trainer, Uniform, assign_from_signals,
 };
 use firesight_train::task::Charts;
 use firesight_train::{Purpose, Question, Questions, VlmPolicy, VlmPrompt};
@@ -130,7 +130,7 @@ fn paragraphs_of_a_worked_answer_get_weights_of_their_own() {
     let kawhi = credit("kawhi", &policy);
     let prompts: Vec<&VlmPrompt> = groups.iter().map(|group| &group.prompt).collect();
     let scores = policy.score(&groups, 1.0, &kawhi.signals(&prompts).unwrap()).unwrap();
-    for credit in kawhi.assign(&groups, &scores.signals).unwrap() {
+    for credit in assign_from_signals(&kawhi, &groups, &scores.signals).unwrap() {
         let weights = credit.weights;
         let paragraphs: Vec<&[f32]> = weights.chunk_by(|a, b| a.to_bits() == b.to_bits()).collect();
         assert_eq!(paragraphs.len(), 3, "{weights:?}");

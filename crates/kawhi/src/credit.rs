@@ -3,8 +3,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{FloatDType, Tensor};
 use firesight_rl::{
-    AttentionRequest, AttentionStates, Completion, CreditAssigner, Evidence, Group, ResponseStates, SignalSet, Signals,
-    TokenCredit,
+    AttentionRequest, AttentionStates, Completion, CreditAssigner, CreditBatch, CreditInput, Evidence, Group,
+    ResponseStates, SignalSet, Signals, TokenCredit,
 };
 use rayon::prelude::*;
 
@@ -154,7 +154,7 @@ impl Kawhi {
         };
         let attention =
             AttentionRequest { rope: self.config.rope, response, heads: self.config.heads.indices(), visual_tokens };
-        Ok(SignalSet { attention: Some(attention), image_attention: reads_attention })
+        Ok(SignalSet { attention: Some(attention), image_attention: reads_attention, ..SignalSet::default() })
     }
 
     /// The visual tokens of a group that count, and their keys.
@@ -211,7 +211,8 @@ impl Kawhi {
         Ok((values, visual_tokens))
     }
 
-    fn credit<P: VisualPrompt>(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<TokenCredit>, Error> {
+    /// Segments and alignment of every completion.
+    fn evidence<P: VisualPrompt>(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<Evidence>, Error> {
         let states = signals.attention.as_ref().ok_or(Error::MissingSignal { signal: "attention" })?;
         if states.visual_keys.len() != groups.len() {
             return Err(Error::GroupCount { found: states.visual_keys.len(), expected: groups.len() });
@@ -231,20 +232,21 @@ impl Kawhi {
         }
         drop(known);
         let mut values = values.as_slice();
-        let credit = |&(group, completion): &(usize, &Completion)| {
+        let evidence = |&(group, completion): &(usize, &Completion)| {
             let texts: Vec<&str> = completion.tokens.iter().map(|token| &*texts[token]).collect();
             let segments = self.segmenter.segment(&texts);
             let (alignment, rest) = values.split_at(completion.tokens.len());
             values = rest;
-            let precise: Vec<f64> = alignment.iter().copied().map(f64::from).collect();
-            let weights = token_weights(&precise, &segments, &self.config.weights)?;
-            let visual_tokens = Arc::clone(&visual_tokens[group]);
-            Ok(TokenCredit {
-                weights,
-                evidence: Some(Evidence { segments, alignment: alignment.to_vec(), visual_tokens }),
-            })
+            Evidence { segments, alignment: alignment.to_vec(), visual_tokens: Arc::clone(&visual_tokens[group]) }
         };
-        completions.iter().map(credit).collect()
+        Ok(completions.iter().map(evidence).collect())
+    }
+
+    /// The weights that evidence gives.
+    fn credit(&self, evidence: &Evidence) -> Result<TokenCredit, Error> {
+        let precise: Vec<f64> = evidence.alignment.iter().copied().map(f64::from).collect();
+        let weights = token_weights(&precise, &evidence.segments, &self.config.weights)?;
+        Ok(TokenCredit { weights, kept: None, evidence: Some(evidence.clone()) })
     }
 }
 
@@ -263,18 +265,32 @@ fn chosen_cells(
     Ok((0..chosen.len()).filter(|&token| all || chosen[token]).collect())
 }
 
+/// # Errors
+/// Those of this crate come as [`firesight_rl::Error::Credit`].
 impl<P: VisualPrompt + Sync> CreditAssigner<P> for Kawhi {
-    /// # Errors
-    /// [`firesight_rl::Error::Credit`] around an [`Error`] of this crate.
-    fn signals(&self, prompts: &[&P]) -> Result<SignalSet, firesight_rl::Error> {
-        self.request(prompts).map_err(|error| firesight_rl::Error::Credit(Box::new(error)))
+    fn name(&self) -> &'static str {
+        "kawhi"
     }
 
-    /// # Errors
-    /// [`firesight_rl::Error::Credit`] around an [`Error`] of this crate.
-    fn assign(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<TokenCredit>, firesight_rl::Error> {
-        self.credit(groups, signals).map_err(|error| firesight_rl::Error::Credit(Box::new(error)))
+    fn signals(&self, prompts: &[&P]) -> Result<SignalSet, firesight_rl::Error> {
+        self.request(prompts).map_err(failed)
     }
+
+    fn reduce(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<Evidence>, firesight_rl::Error> {
+        self.evidence(groups, signals).map_err(failed)
+    }
+
+    fn assign(&self, rollout: &CreditBatch<'_, P>) -> Result<Vec<TokenCredit>, firesight_rl::Error> {
+        let credit = |input: &CreditInput<'_, P>| {
+            let evidence = input.evidence.ok_or(Error::MissingSignal { signal: "attention" }).map_err(failed)?;
+            self.credit(evidence).map_err(failed)
+        };
+        rollout.completions.iter().map(credit).collect()
+    }
+}
+
+fn failed(error: Error) -> firesight_rl::Error {
+    firesight_rl::Error::Credit(Box::new(error))
 }
 
 impl std::fmt::Debug for Kawhi {
@@ -287,7 +303,7 @@ impl std::fmt::Debug for Kawhi {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use burn::tensor::Device;
-    use firesight_rl::{Completion, Rope};
+    use firesight_rl::{Completion, Rope, assign_from_signals};
 
     use super::*;
     use crate::{Granularity, Heads, Normalize, RegionSelection, SgufConfig, WeightConfig};
@@ -355,7 +371,7 @@ mod tests {
 
     fn signals(response: Tensor<3>, visual_keys: Vec<Tensor<3>>) -> Signals {
         let key_heads = vec![0; response.dims()[1]];
-        Signals { attention: Some(AttentionStates { response, visual_keys, key_heads }), image_attention: None }
+        Signals { attention: Some(AttentionStates { response, visual_keys, key_heads }), ..Signals::default() }
     }
 
     /// What a policy hands out: of these keys the ones that were asked for.
@@ -368,7 +384,7 @@ mod tests {
     }
 
     fn weights(kawhi: &Kawhi, groups: &[Group<Prompt>], signals: &Signals) -> Vec<Vec<f32>> {
-        kawhi.assign(groups, signals).unwrap().into_iter().map(|credit| credit.weights).collect()
+        assign_from_signals(kawhi, groups, signals).unwrap().into_iter().map(|credit| credit.weights).collect()
     }
 
     fn close(found: &[f32], expected: &[f32]) {
@@ -421,7 +437,7 @@ mod tests {
         let key = [true, false, false, true, false];
         let groups = [group(vec![image(5, &[0, 3])], &[&[3, 1, 3, 0], &[3, 2, 3]])];
         let response = queries(&[&[0.8, 0.6, 0.5, 0.3], &[0.1, 0.2, 0.3]]);
-        let credit = kawhi.assign(&groups, &chosen(&kawhi, &groups, response, &[&key])).unwrap();
+        let credit = assign_from_signals(&kawhi, &groups, &chosen(&kawhi, &groups, response, &[&key])).unwrap();
         let [first, second] = two_weights(0.7, 0.4);
         close(&credit[0].weights, &[first, first, second, second]);
         let evidence = credit[0].evidence.as_ref().unwrap();
@@ -473,7 +489,7 @@ mod tests {
         let mut signals = signals(queries(&[&[0.8, 0.6, 0.4]]), vec![keys(&[false, true, true, false, true])]);
         assert!(matches!(error(&kawhi, &groups, &signals), Error::MissingSignal { signal: "image_attention" }));
         signals.image_attention = Some(vec![attention.clone()]);
-        let credit = kawhi.assign(&groups, &signals).unwrap().remove(0);
+        let credit = assign_from_signals(&kawhi, &groups, &signals).unwrap().remove(0);
         let [first, second] = two_weights(0.7, 0.4);
         close(&credit.weights, &[first, first, second]);
         assert_eq!(*credit.evidence.unwrap().visual_tokens, [1, 2, 4]);
@@ -518,7 +534,7 @@ mod tests {
         let groups = [group(vec![image(3, &[0]), image(1, &[])], &[&[3, 3, 3, 3]])];
         let response = queries(&[&[0.8, 0.6, 0.4, 0.2]]);
         let states = chosen(&kawhi, &groups, response, &[&[false, false, true, true]]);
-        let credit = kawhi.assign(&groups, &states).unwrap().remove(0);
+        let credit = assign_from_signals(&kawhi, &groups, &states).unwrap().remove(0);
         let [first, second] = two_weights(0.7, 0.3);
         close(&credit.weights, &[first, first, second, second]);
         assert_eq!(*credit.evidence.unwrap().visual_tokens, [2, 3]);
@@ -553,11 +569,11 @@ mod tests {
         assert_eq!(weights(&kawhi(exact()), &groups, &states), [Vec::<f32>::new(), Vec::new()]);
         let none: [Group<Prompt>; 0] = [];
         let states = signals(Tensor::zeros([0, 1, 2], &Device::flex()), Vec::new());
-        assert!(kawhi(exact()).assign(&none, &states).unwrap().is_empty());
+        assert!(assign_from_signals(&kawhi(exact()), &none, &states).unwrap().is_empty());
     }
 
     fn error(kawhi: &Kawhi, groups: &[Group<Prompt>], signals: &Signals) -> Error {
-        match kawhi.assign(groups, signals) {
+        match assign_from_signals(kawhi, groups, signals) {
             Err(firesight_rl::Error::Credit(source)) => *source.downcast::<Error>().unwrap(),
             other => panic!("{other:?}"),
         }

@@ -1,8 +1,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Advantage, Aggregation, Baseline, Cispo, Clip, Error, Gdpo, KlEstimator, KlPenalty, KlPlacement, Overlong,
-    PolicyLoss, RatioLevel, Relative, Sapo, Scale, Surrogate, Vespo,
+    Advantage, AdvantageEstimator, Aggregation, Baseline, Cispo, Clip, Error, Filter, Fipo, Gdpo, GroupFilter,
+    KlEstimator, KlPenalty, KlPlacement, Overlong, PolicyLoss, RatioLevel, Relative, Sapo, Scale, Surrogate, Tgrl,
+    Vespo,
 };
 
 /// An algorithm: a point in the space of independent choices. The constructors name the published points; every field
@@ -29,8 +30,8 @@ pub struct Algorithm {
     pub entropy_bonus: f32,
     /// Share of the tokens, those of the highest entropy, that keep their surrogate and their part of the entropy
     /// bonus; the others still count where losses are averaged (the 80/20 rule, arXiv 2506.01939, section 5: 0.2). The entropy is that of
-    /// the sampling policy, the threshold that of the whole optimizer batch, so it costs one scoring pass without
-    /// gradients. `None` is all.
+    /// the sampling policy, the threshold that of the whole optimizer batch; where the sampler does not hand them out it costs one
+    /// scoring pass without gradients. `None` is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_entropy: Option<f32>,
     /// Drops the surrogate of completions with a negative advantage whose tokens became less likely than this since
@@ -45,6 +46,12 @@ pub struct Algorithm {
     /// Punishes length softly before the limit is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlong: Option<Overlong>,
+    /// Which groups are learnt from, and how much; their factors are multiplied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filter>,
+    /// Lets what a stronger model answered join groups that fail. `None` never does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<Tgrl>,
 }
 
 impl Algorithm {
@@ -66,6 +73,8 @@ impl Algorithm {
             off_policy_threshold: None,
             mask_truncated: false,
             overlong: None,
+            filters: Vec::new(),
+            expert: None,
         }
     }
 
@@ -196,6 +205,14 @@ impl Algorithm {
         Self { surrogate: Surrogate::Sapo(Sapo::default()), kl: None, ..Self::grpo() }
     }
 
+    /// Future-KL influenced policy optimization (arXiv 2603.19835): DAPO with the surrogate of [`Fipo`].
+    ///
+    /// The paper makes several updates a rollout, as the first has nothing to go by.
+    #[must_use]
+    pub fn fipo() -> Self {
+        Self { surrogate: Surrogate::Fipo(Fipo::default()), ..Self::dapo() }
+    }
+
     /// Variational sequence-level soft policy optimization (arXiv 2602.10693).
     ///
     /// GRPO's advantage, gamma weight of the whole sequence with 2 / 3 and 3 / 2, mean over all tokens, no KL penalty.
@@ -224,6 +241,7 @@ impl Algorithm {
             ("reinforce_plus_plus_baseline", Self::reinforce_plus_plus_baseline()),
             ("cispo", Self::cispo()),
             ("sapo", Self::sapo()),
+            ("fipo", Self::fipo()),
             ("vespo", Self::vespo()),
             ("gdpo", Self::gdpo()),
         ]
@@ -260,6 +278,11 @@ impl Algorithm {
                 return refuse("overlong.weight", weight.to_string(), "a number");
             }
         }
+        if let Some(expert) = self.expert {
+            expert.check()?;
+        }
+        self.filters.iter().try_for_each(GroupFilter::check)?;
+        self.advantage.check()?;
         self.surrogate.check()
     }
 }

@@ -1,3 +1,5 @@
+use crate::Capability;
+
 /// Everything that can go wrong between a sample and an optimizer step.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -33,14 +35,54 @@ pub enum Error {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The completion of an expert could not be had or graded.
+    #[error("the expert's answer to sample {sample} failed")]
+    Expert {
+        /// Index of the sample in the batch.
+        sample: usize,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A credit assigner failed.
     #[error("the credit assigner failed")]
     Credit(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The policy cannot provide a signal that the credit assigner wants.
-    #[error("the policy does not provide the signal {signal:?}")]
-    UnsupportedSignal {
-        /// Its name.
-        signal: &'static str,
+    /// The policy cannot do what a method wants of it.
+    #[error("{method} needs {capability}, which this policy does not offer: {reason}")]
+    Capability {
+        /// The method, by name.
+        method: String,
+        /// What it wants.
+        capability: Capability,
+        /// Why it cannot be had.
+        reason: String,
+    },
+    /// Two credit methods want different states, of which a pass hands out one.
+    #[error("{method} wants other {capability} than a method before it")]
+    Conflict {
+        /// The second method, by name.
+        method: String,
+        /// What they do not agree on.
+        capability: Capability,
+    },
+    /// A signal that was asked for did not come, or one is read that was not asked for.
+    #[error("there are no {signal}")]
+    MissingSignal {
+        /// What they are.
+        signal: String,
+    },
+    /// Credit that is no number, or would turn an advantage around.
+    #[error(
+        "{method} gives token {token} of completion {completion} the weight {weight}; it has to be finite and not below 0"
+    )]
+    CreditWeight {
+        /// The method, by name.
+        method: String,
+        /// Index of the completion among those it was asked about.
+        completion: usize,
+        /// Index of the token in the completion.
+        token: usize,
+        /// The weight.
+        weight: f32,
     },
     /// A credit assigner returned a weight vector of the wrong length.
     #[error("completion {completion} has {expected} tokens but got {found} credit weights")]
@@ -119,6 +161,23 @@ pub enum Error {
         /// Path of the parameter in the module.
         parameter: String,
     },
+}
+
+impl Error {
+    /// Refuses a setting that is not `sound`.
+    pub(crate) fn unless(
+        setting: &'static str,
+        value: f64,
+        sound: impl Fn(f64) -> bool,
+        reason: &'static str,
+    ) -> Result<(), Self> {
+        if sound(value) { Ok(()) } else { Err(Self::Setting { setting, value: value.to_string(), reason }) }
+    }
+
+    /// Refuses a setting that is not above 0 and at most 1.
+    pub(crate) fn unless_share(setting: &'static str, value: f64) -> Result<(), Self> {
+        Self::unless(setting, value, |share| share > 0.0 && share <= 1.0, "a share above 0 and at most 1")
+    }
 }
 
 /// Refuses any other number of things than there has to be.

@@ -93,16 +93,17 @@
 //!
 //! | choice | values |
 //! |---|---|
-//! | [`Advantage`] | [`Relative`]: a [`Baseline`] over a [`Scale`]; [`Gdpo`]: every part of the reward by itself |
+//! | [`Advantage`] | [`Relative`]: a [`Baseline`] over a [`Scale`]; [`Gdpo`]: every part of the reward by itself; [`Durian`]; [`Paco`] |
 //! | [`RatioLevel`] | token; sequence, in token form |
-//! | [`Surrogate`] | [`Clip`], with dual clip; [`Cispo`]; [`Sapo`]; [`Vespo`] |
+//! | [`Surrogate`] | [`Clip`], with dual clip; [`Cispo`]; [`Sapo`]; [`Fipo`]; [`Vespo`] |
 //! | [`Aggregation`] | mean of sequence means; mean of tokens; constant; sum |
 //! | [`KlPenalty`] | none; k1, k2, k3 in the loss, weighted by the ratio, or in the reward; with a reference that moves |
 //! | entropy | a bonus; only the tokens of the highest |
 //! | completions | mask the truncated; mask the stale; punish the overlong ([`Overlong`]) |
-//! | [`CreditAssigner`] | how an advantage is split over the tokens of a completion, by what it sees of the scoring pass |
+//! | groups | a [`Filter`] says how much each is learnt from; an expert joins those that fail ([`Tgrl`]) |
+//! | [`CreditAssigner`] | how an advantage is split over the tokens of a completion: the methods of [`credit`], or a product |
 //!
-//! Each of [`PolicyLoss`], [`AdvantageEstimator`] and [`CreditAssigner`] is a trait that may be implemented elsewhere.
+//! Each of [`PolicyLoss`], [`AdvantageEstimator`], [`GroupFilter`] and [`CreditAssigner`] is a trait that may be implemented elsewhere.
 //!
 //! # What a step guarantees
 //!
@@ -132,10 +133,13 @@ mod aggregation;
 mod algorithm;
 mod autoregressive;
 mod batch;
-mod credit;
+mod beforehand;
+pub mod credit;
 mod deadline;
 mod error;
 mod evaluation;
+mod expert;
+mod filter;
 mod gradients;
 mod in_order;
 mod kl;
@@ -161,18 +165,26 @@ mod top_entropy;
 mod trainer;
 mod update;
 
-pub use advantage::{Advantage, AdvantageEstimator, Baseline, Deviation, Gdpo, Relative, Scale};
+pub use advantage::{
+    Advantage, AdvantageEstimator, AdvantageInput, Baseline, Deviation, Durian, Gdpo, Paco, Relative, Scale, Tame,
+    spectral_entropy,
+};
 pub use aggregation::{Aggregation, Coefficients};
 pub use algorithm::Algorithm;
 pub use autoregressive::sample_from_logits;
-pub use credit::{CreditAssigner, Evidence, TokenCredit, Uniform};
+pub use credit::{
+    CreditAssigner, CreditBatch, CreditInput, CreditList, CreditMethod, Evidence, Observed, TokenCredit, Uniform,
+    assign_from_signals,
+};
 pub use deadline::Deadline;
 pub use error::Error;
 pub use evaluation::{Estimate, pass_at_k};
+pub use expert::Tgrl;
+pub use filter::{Filter, GroupFilter, Pearl};
 pub use gradients::clip_global_norm;
 pub use kl::{KlEstimator, KlPenalty, KlPlacement};
 pub use loss::{
-    Bound, Cispo, Clip, LossInput, PolicyLoss, RatioLevel, Sapo, Surrogate, SurrogateInput, TokenLoss, Vespo,
+    Bound, Cispo, Clip, Fipo, LossInput, PolicyLoss, RatioLevel, Sapo, Surrogate, SurrogateInput, TokenLoss, Vespo,
 };
 pub use metrics::{Metrics, Timing};
 pub use optimizer::adamw_with_decay_groups;
@@ -184,7 +196,9 @@ pub use random::stream;
 pub use reward::{Overlong, Reward, RewardPart};
 pub use rollout::{Completion, Group, Rollout};
 pub use schedule::{Decay, Schedule};
-pub use signals::{AttentionRequest, AttentionStates, ResponseStates, Rope, SignalSet, Signals};
+pub use signals::{
+    AttentionRequest, AttentionStates, Capability, HiddenStates, ResponseStates, Rope, SignalSet, Signals, View,
+};
 pub use task::{Task, TaskError};
 pub use top_entropy::top_entropy_mask;
 pub use trainer::{StepReport, Trainer, Update};

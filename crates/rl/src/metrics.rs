@@ -10,7 +10,8 @@ pub type Metrics = Vec<(String, f64)>;
 /// Wall-clock time of the parts of a step. They add up to the step but for bookkeeping.
 ///
 /// Inside the update, forward and backward passes of several threads overlap; the time of the phase is divided between
-/// `score`, `credit` and `update` in the proportion of the time the threads spent on each. So is sampling. On devices
+/// `score` and `update` in the proportion of the time the threads spent on each. So is sampling between `sample` and
+/// `credit`. On devices
 /// that run asynchronously a forward pass only queues work, so there most of the phase reads as `update`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timing {
@@ -18,8 +19,8 @@ pub struct Timing {
     pub sample: Duration,
     /// Grading them.
     pub reward: Duration,
-    /// Assigning credit, as completions are drawn or in passes with gradients; what is read from a scoring pass of its
-    /// own is part of `score`.
+    /// Assigning credit: what is read as completions are drawn, and the passes that nothing else needs, such as those
+    /// under a changed view.
     pub credit: Duration,
     /// Forward passes over completions, with and without gradients.
     pub score: Duration,
@@ -49,9 +50,8 @@ pub(crate) struct TokenSums {
     pub(crate) difference_max: f64,
     /// Token positions of passes with gradients.
     pub(crate) positions: Positions,
-    /// Time a thread spent in the forward pass, on credit, and in all of the micro-batch.
+    /// Time a thread spent in the forward pass, and in all of the micro-batch.
     pub(crate) forward: Duration,
-    pub(crate) on_credit: Duration,
     pub(crate) busy: Duration,
 }
 
@@ -81,7 +81,6 @@ impl TokenSums {
         self.positions.used += other.positions.used;
         self.positions.padding += other.positions.padding;
         self.forward += other.forward;
-        self.on_credit += other.on_credit;
         self.busy += other.busy;
     }
 }
@@ -89,14 +88,18 @@ impl TokenSums {
 /// What is known of a batch before any update: rewards, lengths, advantages.
 pub(crate) fn batch_metrics<P>(rollout: &Rollout<P>, advantages: &[Vec<f32>]) -> Metrics {
     let Rollout { groups, drawn, .. } = rollout;
-    let rewards = || groups.iter().flat_map(|group| &group.rewards);
+    // What the policy did; not what an expert has joined it with.
+    let own =
+        || groups.iter().flat_map(|group| group.completions.iter().zip(&group.rewards)).filter(|(own, _)| !own.expert);
+    let rewards = || own().map(|(_, reward)| reward);
     let totals = || rewards().filter_map(Reward::total).map(f64::from);
-    let completions = || groups.iter().flat_map(|group| &group.completions);
+    let completions = || own().map(|(completion, _)| completion);
     let mut parts: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for part in rewards().flat_map(|reward| &reward.parts) {
         parts.entry(&part.name).or_default().extend(part.value.map(f64::from));
     }
     let advantages = || advantages.iter().flatten().map(|&advantage| f64::from(advantage));
+    let experts = groups.iter().flat_map(|group| &group.completions).filter(|completion| completion.expert).count();
 
     let mut metrics =
         vec![("reward/mean".into(), mean(totals())), ("reward/std".into(), Deviation::Sample.of(totals()))];
@@ -110,6 +113,9 @@ pub(crate) fn batch_metrics<P>(rollout: &Rollout<P>, advantages: &[Vec<f32>]) ->
     metrics.push(("reward/zero_std_fraction".into(), equal as f64 / groups.len().max(1) as f64));
     if *drawn > groups.len() {
         metrics.push(("rollout/dropped_fraction".into(), (drawn - groups.len()) as f64 / *drawn as f64));
+    }
+    if experts > 0 {
+        metrics.push(("rollout/experts".into(), experts as f64));
     }
     metrics.extend([
         ("advantage/min".into(), advantages().reduce(f64::min).unwrap_or(0.0)),

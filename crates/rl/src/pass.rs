@@ -6,12 +6,11 @@ use std::time::Instant;
 use burn::optim::GradientsParams;
 
 use crate::batch::Batch;
-use crate::error::check_count;
 use crate::metrics::TokenSums;
 use crate::rows::{check_shape, mask, pad, sampled, values};
 use crate::{
-    Algorithm, Coefficients, CreditAssigner, Error, Group, KlPenalty, LossInput, Policy, PolicyLoss, SignalSet,
-    Signals, TokenCredit, TokenLoss,
+    Algorithm, Coefficients, Completion, Error, Group, KlPenalty, LossInput, Policy, PolicyLoss, SignalSet,
+    TokenCredit, TokenLoss,
 };
 
 /// What is known of the rows of a batch before the first update. All of it lies on the host.
@@ -19,8 +18,8 @@ use crate::{
 pub(crate) struct Known {
     /// One advantage a row.
     pub(crate) advantages: Vec<f32>,
-    /// Credit; `None` when it comes with the pass itself.
-    pub(crate) credit: Option<Vec<TokenCredit>>,
+    /// Credit of every row.
+    pub(crate) credit: Vec<TokenCredit>,
     /// Log-probabilities under the reference policy, for a KL penalty in the loss.
     pub(crate) reference: Option<Vec<Vec<f32>>>,
     /// Entropies under the sampling policy, where only the highest count.
@@ -30,22 +29,18 @@ pub(crate) struct Known {
 /// What the micro-batches of one optimizer batch share.
 pub(crate) struct Pass<'a, P> {
     pub(crate) algorithm: &'a Algorithm,
-    pub(crate) credit: &'a dyn CreditAssigner<P>,
     pub(crate) temperature: f32,
     pub(crate) batch: &'a Batch<P>,
     pub(crate) known: &'a Known,
     /// First row of the optimizer batch: that of `coefficients` and `kept`.
     pub(crate) first_row: usize,
     pub(crate) coefficients: &'a Coefficients,
+    /// For every row of the optimizer batch the factor of its advantage that makes means of the loss be over the tokens
+    /// that credit keeps.
+    pub(crate) scales: &'a [f32],
     /// See [`LossInput::kept`].
     pub(crate) kept: Option<&'a [Vec<f32>]>,
     pub(crate) first_update: bool,
-}
-
-/// What one micro-batch brings home beside its gradient.
-pub(crate) struct MicroBatchResult {
-    pub(crate) sums: TokenSums,
-    pub(crate) credit: Vec<TokenCredit>,
 }
 
 /// Rows of one micro-batch as they are on the host.
@@ -61,37 +56,30 @@ impl<P: Clone> Pass<'_, P> {
         &self,
         policy: &M,
         pieces: Range<usize>,
-    ) -> Result<(GradientsParams, MicroBatchResult), Error> {
+    ) -> Result<(GradientsParams, TokenSums), Error> {
         let start = Instant::now();
         let batch = self.batch;
         let rows = batch.rows(&pieces);
         let lengths = &batch.lengths[rows.clone()];
         let groups = &batch.pieces[pieces];
-        let signals = match self.known.credit {
-            Some(_) => SignalSet::default(),
-            None => signals_of(self.credit, groups)?,
-        };
-        let mut on_credit = start.elapsed();
-        let scores = policy.score(groups, self.temperature, &signals)?;
+        let scores = policy.score(groups, self.temperature, &SignalSet::default())?;
         check_shape(&scores, lengths)?;
         if !scores.log_probs.is_tracked() {
             return Err(Error::NotDifferentiable);
         }
-        let start_of_credit = Instant::now();
-        let credit = match &self.known.credit {
-            Some(known) => known[rows.clone()].to_vec(),
-            None => credit_of(self.credit, groups, &scores.signals)?,
-        };
-        on_credit += start_of_credit.elapsed();
-        let forward = start.elapsed().saturating_sub(on_credit);
+        let forward = start.elapsed();
 
+        let own = rows.start - self.first_row..rows.end - self.first_row;
+        let credit = &self.known.credit[rows.clone()];
         let credited: Vec<Vec<f32>> = credit
             .iter()
             .zip(&self.known.advantages[rows.clone()])
-            .map(|(credit, advantage)| credit.weights.iter().map(|weight| weight * advantage).collect())
+            .zip(&self.scales[own.clone()])
+            .map(|((credit, advantage), scale)| {
+                credit.weights.iter().map(|weight| weight * advantage * scale).collect()
+            })
             .collect();
         let sampled = sampled(groups);
-        let own = rows.start - self.first_row..rows.end - self.first_row;
 
         let width = scores.log_probs.dims()[1];
         let device = scores.log_probs.device();
@@ -104,6 +92,7 @@ impl<P: Clone> Pass<'_, P> {
             advantages: padded(&credited),
             mask: mask(lengths, width, &device),
             kept: self.kept.map(|kept| padded(&kept[own.clone()])),
+            expert: experts(groups).map(|experts| padded(&experts)),
         };
         let tokens = self.algorithm.token_loss(input)?;
         let coefficients = Coefficients {
@@ -112,14 +101,13 @@ impl<P: Clone> Pass<'_, P> {
         };
         let total = self.algorithm.total_loss(&tokens, &coefficients);
 
-        let host = HostRows { sampled: &sampled, credited: &credited, credit: &credit, coefficients: &coefficients };
+        let host = HostRows { sampled: &sampled, credited: &credited, credit, coefficients: &coefficients };
         let mut sums = self.sums(&tokens, &values(&scores.log_probs)?, &host, rows.start)?;
         sums.positions = scores.positions;
         let gradients = scores.backward(&total, policy);
         sums.forward = forward;
-        sums.on_credit = on_credit;
         sums.busy = start.elapsed();
-        Ok((gradients, MicroBatchResult { sums, credit }))
+        Ok((gradients, sums))
     }
 
     /// Reads the token losses back for the log, and refuses one that is not finite.
@@ -168,28 +156,24 @@ impl<P: Clone> Pass<'_, P> {
     }
 }
 
-/// What an assigner wants to see of groups.
-pub(crate) fn signals_of<P>(credit: &dyn CreditAssigner<P>, groups: &[Group<P>]) -> Result<SignalSet, Error> {
-    credit.signals(&groups.iter().map(|group| &group.prompt).collect::<Vec<_>>())
-}
-
-/// What an assigner makes of groups, with a weight for every token.
-pub(crate) fn credit_of<P>(
-    credit: &dyn CreditAssigner<P>,
-    groups: &[Group<P>],
-    signals: &Signals,
-) -> Result<Vec<TokenCredit>, Error> {
-    let found = credit.assign(groups, signals)?;
+/// One for every token of completions that an expert wrote, zero for the others; `None` where there are none.
+fn experts<P>(groups: &[Group<P>]) -> Option<Vec<Vec<f32>>> {
     let completions = || groups.iter().flat_map(|group| &group.completions);
-    check_count("completions with credit", found.len(), completions().count())?;
-    for (completion, (credit, answer)) in found.iter().zip(completions()).enumerate() {
-        check_weights(credit, completion, answer.tokens.len())?;
-    }
-    Ok(found)
+    let row = |completion: &Completion| vec![f32::from(u8::from(completion.expert)); completion.tokens.len()];
+    completions().any(|completion| completion.expert).then(|| completions().map(row).collect())
 }
 
-/// Refuses credit that is not one weight a token.
-pub(crate) fn check_weights(credit: &TokenCredit, completion: usize, tokens: usize) -> Result<(), Error> {
-    let found = credit.weights.len();
-    if found == tokens { Ok(()) } else { Err(Error::CreditLength { completion, found, expected: tokens }) }
+/// Refuses credit that is not one sound weight a token.
+pub(crate) fn check_weights(method: &str, credit: &TokenCredit, completion: usize, tokens: usize) -> Result<(), Error> {
+    let kept = credit.kept.as_ref().map_or(tokens, Vec::len);
+    for found in [credit.weights.len(), kept].into_iter().filter(|&found| found != tokens) {
+        return Err(Error::CreditLength { completion, found, expected: tokens });
+    }
+    let unsound = |weight: &f32| !(weight.is_finite() && *weight >= 0.0);
+    match credit.weights.iter().position(unsound) {
+        None => Ok(()),
+        Some(token) => {
+            Err(Error::CreditWeight { method: method.into(), completion, token, weight: credit.weights[token] })
+        }
+    }
 }

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Gradients, Tensor};
 
-use crate::{Completion, Error, Group, SignalSet, Signals};
+use crate::{Capability, Completion, Error, Group, SignalSet, Signals, View};
 
 /// How completions are drawn.
 ///
@@ -100,6 +100,38 @@ pub trait Policy: Module + Send {
     /// # Errors
     /// When a prompt cannot be encoded or a signal is not supported.
     fn score(&self, groups: &[Group<Self::Prompt>], temperature: f32, signals: &SignalSet) -> Result<Scores, Error>;
+
+    /// Whether the policy can do what a method wants of it, or else why not; asked before the first step. Entropies are
+    /// all that a policy has to have.
+    ///
+    /// # Errors
+    /// The reason.
+    fn offers(&self, capability: &Capability) -> Result<(), String> {
+        let refused = || "it does not implement it".to_owned();
+        if *capability == Capability::Entropy { Ok(()) } else { Err(refused()) }
+    }
+
+    /// The prompt under a view. What is left to chance in it is that of the stream `index` of `seed`: the same numbers
+    /// give the same prompt.
+    ///
+    /// # Errors
+    /// When the policy does not offer the view, or the prompt cannot be changed.
+    fn changed(&self, _prompt: &Self::Prompt, view: &View, _seed: u64, _index: u64) -> Result<Self::Prompt, Error> {
+        Err(Error::MissingSignal { signal: Capability::View(view.clone()).to_string() })
+    }
+
+    /// The text of one token, empty for special tokens; anything for part of a character.
+    fn token_text(&self, _token: u32) -> String {
+        String::new()
+    }
+
+    /// What an encoder makes of each thing that a prompt shows, such as an image: `[features, width]`, without gradients.
+    ///
+    /// # Errors
+    /// When the policy does not offer features, or the prompt cannot be encoded.
+    fn features(&self, _prompt: &Self::Prompt) -> Result<Vec<Tensor<2>>, Error> {
+        Err(Error::MissingSignal { signal: Capability::Features.to_string() })
+    }
 }
 
 /// Something that draws completions; usually the policy itself, off the autodiff device.

@@ -51,6 +51,12 @@ impl Reward {
         let weighted = self.parts.iter().filter(|part| part.weight != 0.0);
         weighted.filter_map(|part| Some(part.value? * part.weight)).reduce(|sum, value| sum + value)
     }
+
+    /// Whether the completion is right: what the first part says is above one half.
+    #[must_use]
+    pub fn is_right(&self) -> bool {
+        self.parts.first().and_then(|part| part.value).is_some_and(|value| value > 0.5)
+    }
 }
 
 /// The soft overlong punishment of DAPO (arXiv 2503.14476, eq. 13): nothing up to `max_tokens - buffer`, then falling

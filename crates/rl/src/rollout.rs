@@ -1,4 +1,4 @@
-use crate::{Error, Reward, Timing, TokenCredit};
+use crate::{Error, Observed, Reward, Timing};
 
 /// One sampled answer, as tokens: what the loss trains on is what was sampled, never text encoded again.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -11,8 +11,11 @@ pub struct Completion {
     pub text: String,
     /// Whether generation stopped at the length limit instead of at an end-of-sequence token.
     pub truncated: bool,
-    /// How its advantage is to be split, where that was decided as it was drawn; `None` leaves it to the update.
-    pub credit: Option<TokenCredit>,
+    /// What was seen of it as it was drawn, where credit asked for something and the sampler hands it out; `None` leaves
+    /// it to a scoring pass.
+    pub observed: Option<Observed>,
+    /// Whether somebody else wrote it, see [`crate::Tgrl`].
+    pub expert: bool,
 }
 
 /// One prompt with its completions and their rewards.

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use crate::beforehand::Asking;
 use crate::error::check_count;
 use crate::parallel::{check_groups, draw_in_parallel};
-use crate::pass::credit_of;
 use crate::{
-    Completion, CreditAssigner, Error, Group, Options, Policy, Reward, RewardFailure, Rollout, Sampler, Sampling,
-    SignalSet, Task, Timing, Trainer,
+    Completion, Error, Group, GroupFilter, Options, Policy, Reward, RewardFailure, Rollout, Sampler, Sampling,
+    SignalSet, Task, Tgrl, Timing, Trainer,
 };
 
 impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
@@ -36,13 +36,17 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
 
         let start = Instant::now();
         let failures = self.grade(task, samples, &mut groups)?;
+        if let Some(tgrl) = self.algorithm.expert {
+            self.join_experts(tgrl, task, samples, &mut groups)?;
+        }
         let sample = elapsed.saturating_sub(credit);
         let timing = Timing { sample, credit, reward: start.elapsed(), ..Timing::default() };
         Ok(Rollout { drawn: groups.len(), groups, failures, timing })
     }
 
     /// Dynamic sampling (DAPO, arXiv 2503.14476, eq. 11): draws prompts until the rewards differ in `groups` groups,
-    /// and drops the groups whose rewards are all equal, which have nothing to learn from.
+    /// and drops the groups whose rewards are all equal, which have nothing to learn from, and those that a
+    /// [filter](crate::Algorithm::filters) drops.
     ///
     /// `next(n)` hands out the next n samples; it is asked at most `max_rounds` times. A rollout that is not full by
     /// then is shorter; the means of its losses are over what it has. Also returns the samples of its groups.
@@ -76,7 +80,7 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
             whole.timing.credit += round.timing.credit;
             whole.timing.reward += round.timing.reward;
             for (group, sample) in round.groups.into_iter().zip(samples) {
-                if !group.rewards_are_equal() {
+                if self.teaches(&group)? {
                     whole.groups.push(group);
                     kept.push(sample);
                 }
@@ -85,12 +89,12 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
         Ok((whole, kept))
     }
 
-    /// Draws the completions, with their credit where the sampler hands out the signals of it.
+    /// Draws the completions, with what credit asks to see where the sampler hands it out.
     fn sample(&mut self, prompts: &[P::Prompt]) -> Result<Drawn<P::Prompt>, Error> {
         let Options { group_size, sampling, prompts_per_sampling_batch: batch, .. } = self.options;
         let policy = self.policy.valid().materialize();
-        let credit = self.credit.as_ref();
-        let draw = |policy: &P, prompts: &[P::Prompt], sampling| draw(policy, credit, prompts, group_size, sampling);
+        let asking = self.asking();
+        let draw = |policy: &P, prompts: &[P::Prompt], sampling| draw(policy, asking, prompts, group_size, sampling);
         let batches = draw_in_parallel(&policy, prompts, group_size, sampling, batch, self.threads(), draw)?;
         self.options.sampling.first_stream += (prompts.len() * group_size) as u64;
 
@@ -145,6 +149,60 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
     }
 }
 
+impl<P: Policy> Trainer<P> {
+    /// Whether the completions of a group have different rewards, and no filter drops it.
+    fn teaches(&self, group: &Group<P::Prompt>) -> Result<bool, Error> {
+        let mut factors = self.algorithm.filters.iter().map(|filter| filter.factor(&group.rewards));
+        Ok(!group.rewards_are_equal() && factors.try_fold(true, |all, factor| Ok::<_, Error>(all && factor? > 0.0))?)
+    }
+
+    /// Lets the expert's completion join each group that fails often enough, if it has one and the expert's is right.
+    fn join_experts<T: Task<Prompt = P::Prompt>>(
+        &self,
+        tgrl: Tgrl,
+        task: &T,
+        samples: &[T::Sample],
+        groups: &mut [Group<P::Prompt>],
+    ) -> Result<(), Error> {
+        let mut places = Vec::new();
+        let mut written = Vec::new();
+        for (place, (group, sample)) in groups.iter().zip(samples).enumerate() {
+            if !tgrl.wants(&group.rewards) {
+                continue;
+            }
+            let expert = task.expert(sample).map_err(|source| Error::Expert { sample: place, source })?;
+            if let Some(completion) = expert.filter(|completion| !completion.tokens.is_empty()) {
+                places.push(place);
+                written.push((sample, Completion { expert: true, observed: None, ..completion }));
+            }
+        }
+        let graded: Vec<(&T::Sample, &Completion)> = written.iter().map(|(sample, answer)| (*sample, answer)).collect();
+        let rewards = task.rewards(&graded);
+        check_count("rewards", rewards.len(), graded.len())?;
+        let (mut joining, mut right) = (Vec::new(), Vec::new());
+        for ((place, (_, completion)), reward) in places.into_iter().zip(written).zip(rewards) {
+            let reward = reward.map_err(|source| Error::Expert { sample: place, source })?;
+            if reward.is_right() {
+                let prompt = groups[place].prompt.clone();
+                joining.push(Group { prompt, completions: vec![completion], rewards: Vec::new() });
+                right.push((place, reward));
+            }
+        }
+        if joining.is_empty() {
+            return Ok(());
+        }
+        let policy = self.policy.valid().materialize();
+        let log_probs =
+            self.log_probs(&policy, &self.batch(&joining, |_, _| true), |_, _, prompt| Ok(prompt.clone()))?;
+        let experts = joining.into_iter().flat_map(|group| group.completions);
+        for (((place, reward), expert), log_probs) in right.into_iter().zip(experts).zip(log_probs) {
+            groups[place].completions.push(Completion { log_probs, ..expert });
+            groups[place].rewards.push(reward);
+        }
+        Ok(())
+    }
+}
+
 /// Groups, with the time that threads spent on their credit and on all of it.
 struct Drawn<P> {
     groups: Vec<Group<P>>,
@@ -152,30 +210,31 @@ struct Drawn<P> {
     busy: Duration,
 }
 
+/// Draws the completions of some prompts, with what is asked to be seen of them.
 fn draw<P: Clone, S: Sampler<P>>(
     sampler: &S,
-    credit: &dyn CreditAssigner<P>,
+    asking: Asking<'_, P>,
     prompts: &[P],
     group_size: usize,
     sampling: Sampling,
 ) -> Result<Drawn<P>, Error> {
     let start = Instant::now();
-    let signals = credit.signals(&prompts.iter().collect::<Vec<_>>())?;
+    let asked = asking.of_a_pass(&prompts.iter().collect::<Vec<_>>())?;
     let mut on_credit = start.elapsed();
-    let (completions, found) = if signals == SignalSet::default() {
+    let (completions, found) = if asked == SignalSet::default() {
         (sampler.sample(prompts, group_size, sampling)?, None)
     } else {
-        let (completions, found) = sampler.sample_with_signals(prompts, group_size, sampling, &signals)?;
-        (completions, found.covers(&signals).then_some(found))
+        let (completions, found) = sampler.sample_with_signals(prompts, group_size, sampling, &asked)?;
+        (completions, found.covers(&asked).then_some(found))
     };
     check_groups(&completions, prompts.len(), group_size)?;
     let group = |(prompt, completions): (&P, _)| Group { prompt: prompt.clone(), completions, rewards: Vec::new() };
     let mut groups: Vec<Group<P>> = prompts.iter().zip(completions).map(group).collect();
     if let Some(found) = found {
         let start_of_credit = Instant::now();
-        let credit = credit_of(credit, &groups, &found)?;
-        for (completion, credit) in groups.iter_mut().flat_map(|group| &mut group.completions).zip(credit) {
-            completion.credit = Some(credit);
+        let observed = asking.credit.observe(&groups, &found)?;
+        for (completion, observed) in groups.iter_mut().flat_map(|group| &mut group.completions).zip(observed) {
+            completion.observed = Some(observed);
         }
         on_credit += start_of_credit.elapsed();
     }

@@ -25,6 +25,15 @@ pub trait Task {
     /// When the verifier itself fails; an answer that is merely wrong has a reward.
     fn reward(&self, sample: &Self::Sample, completion: &Completion) -> Result<Reward, TaskError>;
 
+    /// What a stronger model answered to a sample, as the policy would have said it, where there is such a thing; asked
+    /// for with [`crate::Algorithm::expert`] alone. Of the completion only the tokens and the text are read.
+    ///
+    /// # Errors
+    /// When the answer cannot be encoded.
+    fn expert(&self, _sample: &Self::Sample) -> Result<Option<Completion>, TaskError> {
+        Ok(None)
+    }
+
     /// Grades all completions of a rollout, each with its sample, in their order: one after the other unless the task
     /// knows better, as one does that waits for other programs.
     fn rewards(&self, batch: &[(&Self::Sample, &Completion)]) -> Vec<Result<Reward, TaskError>> {

@@ -2,10 +2,11 @@ use std::time::{Duration, Instant};
 
 use burn::optim::ModuleOptimizer;
 
+use crate::credit::offered;
 use crate::metrics::{batch_metrics, timing_metrics};
 use crate::{
-    Algorithm, CreditAssigner, Error, Group, Metrics, Options, Policy, Rollout, Sampler, Task, Threads, Timing,
-    TokenCredit,
+    AdvantageEstimator as _, Algorithm, Capability, CreditAssigner, CreditList, Error, Group, Metrics, Options, Policy,
+    Rollout, Sampler, Task, Threads, Timing, TokenCredit,
 };
 
 /// What the updates on a rollout did.
@@ -48,7 +49,8 @@ impl<P> StepReport<P> {
     pub fn new(rollout: Rollout<P>, update: Update, elapsed: Duration) -> Self {
         let mut metrics = batch_metrics(&rollout, &update.advantages);
         let Rollout { groups, timing, .. } = rollout;
-        let generated = groups.iter().flat_map(|group| &group.completions).map(|answer| answer.tokens.len()).sum();
+        let drawn = groups.iter().flat_map(|group| &group.completions).filter(|answer| !answer.expert);
+        let generated = drawn.map(|answer| answer.tokens.len()).sum();
         let credit = timing.credit + update.timing.credit;
         let timing = Timing { sample: timing.sample, reward: timing.reward, credit, ..update.timing };
         metrics.extend(update.metrics);
@@ -85,7 +87,7 @@ pub struct Trainer<P: Policy> {
     /// What is optimised.
     pub algorithm: Algorithm,
     /// How an advantage is split over tokens.
-    pub credit: Box<dyn CreditAssigner<P::Prompt> + Send>,
+    pub credit: CreditList<P::Prompt>,
     /// How much at a time.
     pub options: Options,
     /// Rollouts trained on so far.
@@ -97,7 +99,8 @@ impl<P: Policy> Trainer<P> {
     /// held.
     ///
     /// # Errors
-    /// [`Error::Setting`] for settings that cannot be trained with, such as a temperature of zero.
+    /// [`Error::Setting`] for settings that cannot be trained with, such as a temperature of zero; [`Error::Capability`]
+    /// when a method needs what the policy cannot do.
     pub fn new(
         policy: P,
         optimizer: ModuleOptimizer,
@@ -105,10 +108,28 @@ impl<P: Policy> Trainer<P> {
         credit: impl CreditAssigner<P::Prompt> + Send + 'static,
         options: Options,
     ) -> Result<Self, Error> {
+        Self::with_methods(policy, optimizer, algorithm, CreditList::of(credit), options)
+    }
+
+    /// The same with several credit methods.
+    ///
+    /// # Errors
+    /// As there; [`Error::Conflict`] when two methods need different states.
+    pub fn with_methods(
+        policy: P,
+        optimizer: ModuleOptimizer,
+        algorithm: Algorithm,
+        credit: CreditList<P::Prompt>,
+        options: Options,
+    ) -> Result<Self, Error> {
         options.check()?;
         algorithm.check()?;
+        credit.check(&policy)?;
+        if algorithm.advantage.reads_features() {
+            offered(&policy, "the advantage", Capability::Features)?;
+        }
         let reference = algorithm.kl.map(|_| policy.valid().materialize());
-        Ok(Self { policy, reference, optimizer, algorithm, credit: Box::new(credit), options, steps: 0 })
+        Ok(Self { policy, reference, optimizer, algorithm, credit, options, steps: 0 })
     }
 
     /// What the policy's device makes of the threads that were asked for.

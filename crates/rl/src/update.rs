@@ -1,20 +1,20 @@
 //! The second half of a step: from graded groups to a new policy.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use burn::optim::GradientsParams;
 
 use crate::batch::Batch;
+use crate::beforehand::score;
 use crate::error::check_count;
-use crate::in_order::in_order;
 use crate::metrics::{TokenSums, update_metrics};
-use crate::pass::{Known, Pass, check_weights, credit_of, signals_of};
-use crate::rows::{check_shape, mask, pad, sampled, unpad, values};
+use crate::pass::Pass;
+use crate::rows::{mask, pad, sampled, values};
 use crate::{
-    AdvantageEstimator, Coefficients, Completion, Error, Group, KlPenalty, KlPlacement, Metrics, Policy, Reward,
-    Scores, SignalSet, Signals, Timing, TokenCredit, Trainer, Update, clip_global_norm, gradients_in_parallel,
-    top_entropy_mask,
+    AdvantageEstimator, AdvantageInput, Coefficients, Completion, Error, Group, GroupFilter, KlPenalty, KlPlacement,
+    Metrics, Policy, Reward, SignalSet, Timing, TokenCredit, Trainer, Update, clip_global_norm, gradients_in_parallel,
+    spectral_entropy, top_entropy_mask,
 };
 
 impl<P: Policy> Trainer<P> {
@@ -24,10 +24,9 @@ impl<P: Policy> Trainer<P> {
     /// out of a KL penalty too. They still count among the completions and tokens that losses are averaged over, so
     /// without a penalty the gradient is exactly that of the whole batch. When no group is left, nothing is updated.
     ///
-    /// Completions that were drawn with their credit keep it. For others, with one mini-batch and one pass, credit
-    /// comes out of the scoring pass that the gradient needs anyway. With more, credit has to be that of the sampling
-    /// policy, so a credit method that wants signals costs one scoring pass without gradients before the first update;
-    /// [`crate::Algorithm::top_entropy`] always does.
+    /// Credit is assigned once, before the policy moves, over all completions that are trained on. Where the sampler
+    /// handed out what it reads, and no changed view is among that, it takes no pass; else one without gradients for
+    /// what a scoring pass has, and one for each view. [`crate::Algorithm::top_entropy`] reads in the same way.
     ///
     /// # Errors
     /// [`Error::NonFiniteReward`], [`Error::NonFiniteLoss`] or [`Error::NonFiniteGradient`] name the first bad number,
@@ -41,8 +40,9 @@ impl<P: Policy> Trainer<P> {
         let charge = self.kl_charge(groups)?;
         let advantages = self.advantages(groups, charge.as_deref())?;
         let batch = self.trained_on(groups, &advantages);
-        let known = self.known_beforehand(&batch, &advantages)?;
-        let mut timing = Timing { score: start.elapsed(), ..Timing::default() };
+        let (known, on_credit) = self.known_beforehand(&batch, &advantages)?;
+        let mut timing =
+            Timing { score: start.elapsed().saturating_sub(on_credit), credit: on_credit, ..Timing::default() };
 
         let start = Instant::now();
         let mut credit: Vec<Vec<TokenCredit>> = vec![Vec::new(); groups.len()];
@@ -59,20 +59,28 @@ impl<P: Policy> Trainer<P> {
                 let rows = batch.rows(&pieces);
                 let places = &batch.places[rows.clone()];
                 let coefficients = self.coefficients(whole, first_group, places);
+                let scales = self.scales(&known.credit[rows.clone()]);
                 let kept = known.entropy.as_ref().zip(self.algorithm.top_entropy);
-                let kept = kept.map(|(entropy, share)| top_entropy_mask(&entropy[rows.clone()], share));
+                let kept = kept.map(|(entropy, share)| {
+                    let mut kept = top_entropy_mask(&entropy[rows.clone()], share);
+                    // Nobody looked at the entropies of what an expert wrote.
+                    for (kept, &length) in kept.iter_mut().zip(&batch.lengths[rows.clone()]) {
+                        kept.resize(length, 1.0);
+                    }
+                    kept
+                });
                 let pass_over = Pass {
                     algorithm: &self.algorithm,
-                    credit: self.credit.as_ref(),
                     temperature: self.options.sampling.temperature,
                     batch: &batch,
                     known: &known,
                     first_row: rows.start,
                     coefficients: &coefficients,
+                    scales: &scales,
                     kept: kept.as_deref(),
                     first_update: norms.is_empty(),
                 };
-                let (gradients, found, credited) = self.gradients(&pass_over, pieces)?;
+                let (gradients, found) = self.gradients(&pass_over, pieces)?;
                 let start_of_optimizer = Instant::now();
                 let (gradients, norm) = clip_global_norm(&self.policy, gradients, self.options.max_gradient_norm)?;
                 self.policy = self.optimizer.step(learning_rate, self.policy.clone(), gradients);
@@ -80,22 +88,19 @@ impl<P: Policy> Trainer<P> {
                 sums.add(&found);
                 norms.push(norm);
                 if pass == 0 {
-                    for (&(group, place), credited) in places.iter().zip(credited) {
+                    for (&(group, place), credited) in places.iter().zip(&known.credit[rows]) {
                         credit[group].resize(groups[group].completions.len(), TokenCredit::default());
-                        credit[group][place] = credited;
+                        credit[group][place] = credited.clone();
                     }
                 }
             }
         }
         self.refresh_reference();
         let elapsed = start.elapsed().saturating_sub(timing.optimizer);
-        let share = |part: Duration| {
-            elapsed.mul_f64((part.as_secs_f64() / sums.busy.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0))
-        };
-        let (forward, on_credit) = (share(sums.forward), share(sums.on_credit));
+        let share = (sums.forward.as_secs_f64() / sums.busy.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0);
+        let forward = elapsed.mul_f64(share);
         timing.score += forward;
-        timing.credit = on_credit;
-        timing.update = elapsed.saturating_sub(forward + on_credit);
+        timing.update = elapsed.saturating_sub(forward);
         let in_loss = self.algorithm.kl.is_some() && charge.is_none();
         let mut metrics = update_metrics(&sums, &norms, in_loss, &credit);
         metrics.extend(charge.map(|charge| charge_metrics(groups, &charge)).into_iter().flatten());
@@ -108,16 +113,17 @@ impl<P: Policy> Trainer<P> {
             return Ok(None);
         };
         let reference = self.reference.as_ref().ok_or(Error::MissingReference)?;
-        let whole =
-            Batch::new(groups, |_, _| true, self.options.micro_batch, |prompt| self.policy.prompt_tokens(prompt));
-        let read = |groups: &[_], lengths: &[usize], scores: Scores| {
+        let (whole, temperature) = (self.batch(groups, |_, _| true), self.options.sampling.temperature);
+        let charge = |policy: &P, pieces: Range<usize>| {
+            let (groups, lengths) = (&whole.pieces[pieces.clone()], &whole.lengths[whole.rows(&pieces)]);
+            let scores = score(policy, groups, lengths, temperature, &SignalSet::default())?;
             let ([_, width], device) = (scores.log_probs.dims(), scores.log_probs.device());
             let mask = mask(lengths, width, &device);
             let sampled = pad(sampled(groups).into_iter(), width, &device);
             let tokens = estimator.estimate(sampled, scores.log_probs * mask.clone()) * mask;
             values(&tokens.sum_dim(1))
         };
-        self.score_without_gradients(reference, &whole, |_| Ok(SignalSet::default()), read).map(Some)
+        self.over_micro_batches(reference, &whole, charge).map(Some)
     }
 
     fn advantages(&self, groups: &[Group<P::Prompt>], charge: Option<&[f32]>) -> Result<Vec<Vec<f32>>, Error> {
@@ -140,7 +146,15 @@ impl<P: Policy> Trainer<P> {
             }
             _ => groups.iter().map(|group| group.rewards.as_slice()).collect(),
         };
-        let advantages = self.algorithm.advantage.advantages(&rewards);
+        let log_probs: Vec<Vec<&[f32]>> = groups.iter().map(|group| sampled(std::slice::from_ref(group))).collect();
+        let perceptual_entropy =
+            if self.algorithm.advantage.reads_features() { Some(self.perceptual_entropies(groups)?) } else { None };
+        let input = AdvantageInput {
+            rewards: &rewards,
+            log_probs: &log_probs,
+            perceptual_entropy: perceptual_entropy.as_deref(),
+        };
+        let mut advantages = self.algorithm.advantage.advantages(&input);
         check_count("groups of advantages", advantages.len(), groups.len())?;
         for (group, (advantages, rewards)) in advantages.iter().zip(&rewards).enumerate() {
             check_count("advantages of a group", advantages.len(), rewards.len())?;
@@ -148,19 +162,35 @@ impl<P: Policy> Trainer<P> {
                 return Err(Error::NonFiniteAdvantage { group, completion });
             }
         }
+        for filter in &self.algorithm.filters {
+            for (group, advantages) in groups.iter().zip(&mut advantages) {
+                let factor = filter.factor(&group.rewards)?;
+                advantages.iter_mut().for_each(|advantage| *advantage *= factor);
+            }
+        }
         Ok(advantages)
+    }
+
+    /// The spectral entropy of the features of what each group's prompt shows; a mean over several things, zero of none.
+    fn perceptual_entropies(&self, groups: &[Group<P::Prompt>]) -> Result<Vec<f64>, Error> {
+        let policy = self.policy.valid().materialize();
+        let of_group = |group: &Group<P::Prompt>| {
+            let shown = policy.features(&group.prompt)?;
+            let entropies = shown.into_iter().map(|features| {
+                let dims = features.dims();
+                Ok(spectral_entropy(&values(&features)?, dims))
+            });
+            let entropies = entropies.collect::<Result<Vec<f64>, Error>>()?;
+            Ok(entropies.iter().sum::<f64>() / entropies.len().max(1) as f64)
+        };
+        groups.iter().map(of_group).collect()
     }
 
     /// The completions that have something to say: those of groups with an advantage, but for what is masked.
     fn trained_on(&self, groups: &[Group<P::Prompt>], advantages: &[Vec<f32>]) -> Batch<P::Prompt> {
         let moves: Vec<bool> = advantages.iter().map(|group| group.iter().any(|&advantage| advantage != 0.0)).collect();
         let tokens = |group: usize, place: usize| self.trained_length(&groups[group].completions[place]);
-        Batch::new(
-            groups,
-            |group, place| moves[group] && tokens(group, place) > 0,
-            self.options.micro_batch,
-            |prompt| self.policy.prompt_tokens(prompt),
-        )
+        self.batch(groups, |group, place| moves[group] && tokens(group, place) > 0)
     }
 
     /// Tokens of a completion that count in the loss.
@@ -183,94 +213,36 @@ impl<P: Policy> Trainer<P> {
         Coefficients { completions: places.iter().map(row).collect(), entropy }
     }
 
-    /// What takes a scoring pass of its own, before the policy moves.
-    fn known_beforehand(&self, batch: &Batch<P::Prompt>, advantages: &[Vec<f32>]) -> Result<Known, Error> {
-        let advantages = batch.places.iter().map(|&(group, place)| advantages[group][place]).collect();
-        let mut known = Known { advantages, ..Known::default() };
-        if self.algorithm.kl.is_some_and(|penalty| penalty.placement != KlPlacement::Reward) {
-            let reference = self.reference.as_ref().ok_or(Error::MissingReference)?;
-            let read = |_: &[_], lengths: &[usize], scores: Scores| unpad(&scores.log_probs, lengths);
-            known.reference =
-                Some(self.score_without_gradients(reference, batch, |_| Ok(SignalSet::default()), read)?);
+    /// The factors that turn means of the loss over all tokens of these rows into means over those that credit keeps.
+    /// Completions that are not trained on are taken to keep as much.
+    fn scales(&self, credit: &[TokenCredit]) -> Vec<f32> {
+        if credit.iter().all(|credit| credit.kept.is_none()) {
+            return vec![1.0; credit.len()];
         }
-        let credit = self.credit.as_ref();
-        let several = self.options.mini_batches * self.options.passes_per_rollout > 1;
-        let beforehand = several || self.algorithm.top_entropy.is_some();
-        known.credit = drawn_credit(batch)?;
-        let mut sees = false;
-        if known.credit.is_none() && beforehand {
-            sees = signals_of(credit, &batch.pieces)? != SignalSet::default();
-            if !sees {
-                known.credit = Some(credit_of(credit, &batch.pieces, &Signals::default())?);
-            }
-        }
-        if sees || self.algorithm.top_entropy.is_some() {
-            let policy = self.policy.valid().materialize();
-            let signals = |groups: &[_]| if sees { signals_of(credit, groups) } else { Ok(SignalSet::default()) };
-            let read = |groups: &[_], lengths: &[usize], scores: Scores| {
-                let entropy = unpad(&scores.entropy, lengths)?;
-                let credit = if sees {
-                    credit_of(credit, groups, &scores.signals)?
-                } else {
-                    vec![TokenCredit::default(); lengths.len()]
-                };
-                Ok(credit.into_iter().zip(entropy).collect())
-            };
-            let (credit, entropy) = self.score_without_gradients(&policy, batch, signals, read)?.into_iter().unzip();
-            known.credit = if sees { Some(credit) } else { known.credit };
-            known.entropy = Some(entropy);
-        }
-        Ok(known)
+        let kept = |credit: &TokenCredit| match &credit.kept {
+            Some(kept) => kept.iter().filter(|&&kept| kept).count(),
+            None => credit.weights.len(),
+        };
+        let weigh = |lengths: &[usize]| self.algorithm.aggregation.coefficients(lengths).completions;
+        let over_kept = weigh(&credit.iter().map(kept).collect::<Vec<_>>());
+        let over_all = weigh(&credit.iter().map(|credit| credit.weights.len()).collect::<Vec<_>>());
+        over_kept.into_iter().zip(over_all).map(|(kept, all)| kept / all).collect()
     }
 
-    /// Scores every micro-batch without gradients and hands on what `read` makes of it, a row a completion, in order.
-    fn score_without_gradients<T: Send>(
-        &self,
-        policy: &P,
-        batch: &Batch<P::Prompt>,
-        signals: impl Fn(&[Group<P::Prompt>]) -> Result<SignalSet, Error> + Sync,
-        read: impl Fn(&[Group<P::Prompt>], &[usize], Scores) -> Result<Vec<T>, Error> + Sync,
-    ) -> Result<Vec<T>, Error> {
-        let micro_batches = batch.micro_batches(0..batch.pieces.len());
-        let temperature = self.options.sampling.temperature;
-        let workers = vec![policy.clone(); self.threads().workers(micro_batches.len())];
-        let mut rows = Vec::with_capacity(batch.lengths.len());
-        in_order(
-            workers,
-            self.threads(),
-            micro_batches.len(),
-            |policy, job| {
-                let groups = &batch.pieces[micro_batches[job].clone()];
-                let lengths = &batch.lengths[batch.rows(&micro_batches[job])];
-                let scores = policy.score(groups, temperature, &signals(groups)?)?;
-                check_shape(&scores, lengths)?;
-                read(groups, lengths, scores)
-            },
-            |found| {
-                rows.extend(found);
-                Ok(())
-            },
-        )?;
-        Ok(rows)
-    }
-
-    /// The gradient of an optimizer batch, its sums and its credit.
+    /// The gradient of an optimizer batch, and its sums.
     fn gradients(
         &self,
         pass: &Pass<'_, P::Prompt>,
         pieces: Range<usize>,
-    ) -> Result<(GradientsParams, TokenSums, Vec<TokenCredit>), Error> {
+    ) -> Result<(GradientsParams, TokenSums), Error> {
         let micro_batches = pass.batch.micro_batches(pieces);
         let (gradients, found) =
             gradients_in_parallel(&self.policy, micro_batches.len(), self.options.threads, |policy, job| {
                 pass.micro_batch(policy, micro_batches[job].clone())
             })?;
-        let (mut sums, mut credit) = (TokenSums::default(), Vec::new());
-        for micro_batch in found {
-            sums.add(&micro_batch.sums);
-            credit.extend(micro_batch.credit);
-        }
-        Ok((gradients, sums, credit))
+        let mut sums = TokenSums::default();
+        found.iter().for_each(|found| sums.add(found));
+        Ok((gradients, sums))
     }
 
     /// Counts the rollout, and makes the policy the reference where the penalty says so.
@@ -281,18 +253,6 @@ impl<P: Policy> Trainer<P> {
             self.reference = Some(self.policy.valid().materialize());
         }
     }
-}
-
-/// The credit that completions were drawn with; `None` unless all of them were.
-fn drawn_credit<P>(batch: &Batch<P>) -> Result<Option<Vec<TokenCredit>>, Error> {
-    let completions = batch.pieces.iter().flat_map(|piece| &piece.completions);
-    let Some(credit) = completions.map(|completion| completion.credit.clone()).collect::<Option<Vec<_>>>() else {
-        return Ok(None);
-    };
-    for (completion, (credit, &tokens)) in credit.iter().zip(&batch.lengths).enumerate() {
-        check_weights(credit, completion, tokens)?;
-    }
-    Ok(Some(credit))
 }
 
 fn check_rewards<P>(groups: &[Group<P>]) -> Result<(), Error> {

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::FloatDType;
 use firesight_data::Layout;
-use firesight_kawhi::KawhiConfig;
 use firesight_reward::RewardConfig;
-use firesight_rl::{Algorithm, Decay, MicroBatch, RewardFailure, Schedule};
+use firesight_rl::{Algorithm, Decay, Filter, MicroBatch, Pearl, RewardFailure, Schedule};
 use firesight_vlm::LoraConfig;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::Error;
+use crate::credit::Credit;
 use crate::task::Picture;
 
 /// Everything that decides a run. The same configuration gives the same run, bit for bit on CPUs of one kind.
@@ -288,7 +288,7 @@ pub struct Reinforcement {
     /// What is optimised.
     pub algorithm: Algorithm,
     /// How an advantage is split over the tokens of a completion.
-    pub credit: CreditConfig,
+    pub credit: Credit,
 }
 
 /// Which parameters weight decay pulls at.
@@ -300,16 +300,6 @@ pub enum WeightDecayOn {
     All,
     /// Matrices: neither biases nor the weights of norms.
     Matrices,
-}
-
-/// How an advantage is split over the tokens of a completion.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
-pub enum CreditConfig {
-    /// Every token gets all of it.
-    Uniform {},
-    /// KAWHI (arXiv 2603.27375): by paragraph, after the visual structure of the image.
-    Kawhi(KawhiConfig),
 }
 
 /// What is measured and when.
@@ -417,17 +407,6 @@ fn unit_norm() -> f32 {
     1.0
 }
 
-impl CreditConfig {
-    /// The name used on the command line and in run names.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Uniform {} => "uniform",
-            Self::Kawhi(_) => "kawhi",
-        }
-    }
-}
-
 impl RunConfig {
     /// Reads a configuration. Relative paths in it are relative to the working directory. A file of vision-critical
     /// heads that it names is read as well, and the list in it takes its place.
@@ -480,7 +459,7 @@ impl RunConfig {
     /// # Errors
     /// [`Error::Setting`] when the file cannot be used.
     pub fn resolved(mut self) -> Result<Self, Error> {
-        if let CreditConfig::Kawhi(kawhi) = &mut self.reinforcement.credit {
+        if let Some(kawhi) = self.reinforcement.credit.kawhi_mut() {
             kawhi.heads = kawhi
                 .heads
                 .resolve()
@@ -591,12 +570,21 @@ impl RunConfig {
             let problem = format!("is {pass_at:?}; it lists ascending numbers of the {attempts} evaluation.attempts");
             return fail("evaluation.pass_at", problem);
         }
-        match &reinforcement.credit {
-            CreditConfig::Uniform {} => Ok(()),
-            CreditConfig::Kawhi(kawhi) => {
-                kawhi.validate().or_else(|error| fail("reinforcement.credit", format!("is out of range: {error}")))
+        self.check_filters()?;
+        reinforcement.credit.check()
+    }
+
+    /// Refuses filters that look at rewards which are not there.
+    fn check_filters(&self) -> Result<(), Error> {
+        for filter in &self.reinforcement.algorithm.filters {
+            let Filter::Pearl(Pearl { checklist, .. }) = filter else { continue };
+            if !self.rewards.iter().any(|reward| reward.name() == checklist) {
+                let known: Vec<&str> = self.rewards.iter().map(RewardConfig::name).collect();
+                let problem = format!("have pearl look at the reward {checklist:?}; there are {}", known.join(", "));
+                return Err(Error::Setting { key: "reinforcement.algorithm.filters", problem });
             }
         }
+        Ok(())
     }
 }
 

@@ -58,7 +58,7 @@ mod tests {
     use firesight_vlm::LoraConfig;
 
     use super::*;
-    use crate::config::{CreditConfig, RunConfig};
+    use crate::config::RunConfig;
 
     #[test]
     fn what_decides_the_result_is_compared_and_nothing_else() {
@@ -78,7 +78,7 @@ mod tests {
         let found = |key: &str, was: &str, is: &str| Some((key.to_owned(), was.to_owned(), is.to_owned()));
         assert_eq!(difference(&|given| given.seed = 3), found("seed", "0", "3"));
         assert_eq!(
-            difference(&|given| given.reinforcement.credit = CreditConfig::Uniform {}).unwrap().0,
+            difference(&|given| given.reinforcement.credit = "uniform".parse().unwrap()).unwrap().0,
             "reinforcement.credit.granularity"
         );
         let lora = LoraConfig { rank: 4, alpha: 8.0, target_modules: vec!["q_proj".into()] };

@@ -47,7 +47,7 @@ impl<'a> Greedy<'a> {
     /// When the model or a reward fails.
     pub fn correct(&self, policy: &VlmPolicy, questions: &[Question]) -> Result<Vec<f64>, Error> {
         let graded = self.graded(policy, questions)?;
-        Ok(graded.iter().map(|(_, reward)| f64::from(u8::from(Grader::is_right(reward)))).collect())
+        Ok(graded.iter().map(|(_, reward)| f64::from(u8::from(reward.is_right()))).collect())
     }
 
     /// The policy's most likely answer to each question, and what it is worth.
@@ -73,8 +73,7 @@ pub(crate) fn count_right(
     by: &Greedy<'_>,
 ) -> Result<Vec<usize>, Error> {
     let graded = graded(sampler, questions, attempts, sampling, by)?;
-    let right =
-        |answers: &Vec<(Completion, Reward)>| answers.iter().filter(|(_, reward)| Grader::is_right(reward)).count();
+    let right = |answers: &Vec<(Completion, Reward)>| answers.iter().filter(|(_, reward)| reward.is_right()).count();
     Ok(graded.iter().map(right).collect())
 }
 

@@ -1,16 +1,30 @@
 //! The task as the trainer sees it: prompts that are rendered already, and the rewards of the configuration.
 
+use std::sync::Arc;
+
 use firesight_reward::{Asked, BoxFrame, Image, Part, Response, RewardConfig, Rewards};
 use firesight_rl::{Completion, Reward, RewardPart, Task, TaskError};
+
+use firesight_vlm::Processor;
 
 use crate::Error;
 use crate::policy::VlmPrompt;
 use crate::questions::Question;
+use crate::supervised::target;
 
 /// Grades completions.
 #[derive(Debug)]
 pub struct Grader {
     rewards: Rewards,
+    experts: Option<Experts>,
+}
+
+/// What says a worked answer as the policy would have.
+#[derive(Debug)]
+struct Experts {
+    processor: Arc<Processor>,
+    /// Longest answer in tokens.
+    limit: usize,
 }
 
 impl Grader {
@@ -22,15 +36,16 @@ impl Grader {
         Ok(Rewards::new(rewards, frame)?.into())
     }
 
-    /// Whether a completion is right: what the first reward says is above one half.
-    pub(crate) fn is_right(reward: &Reward) -> bool {
-        reward.parts.first().and_then(|part| part.value).is_some_and(|value| value > 0.5)
+    /// The same, which takes the worked answers of examples for those of an expert; none may be longer than `limit`.
+    #[must_use]
+    pub(crate) fn with_experts(self, processor: Arc<Processor>, limit: usize) -> Self {
+        Self { experts: Some(Experts { processor, limit }), ..self }
     }
 }
 
 impl From<Rewards> for Grader {
     fn from(rewards: Rewards) -> Self {
-        Self { rewards }
+        Self { rewards, experts: None }
     }
 }
 
@@ -44,6 +59,14 @@ impl Task for Grader {
 
     fn reward(&self, question: &Question, completion: &Completion) -> Result<Reward, TaskError> {
         self.rewards(&[(question, completion)]).pop().unwrap_or_else(|| Err("no reward came".into()))
+    }
+
+    fn expert(&self, question: &Question) -> Result<Option<Completion>, TaskError> {
+        let Some(Experts { processor, limit }) = &self.experts else { return Ok(None) };
+        if question.example.worked.is_none() {
+            return Ok(None);
+        }
+        Ok(target(processor, question, *limit)?.completions.pop())
     }
 
     fn rewards(&self, batch: &[(&Question, &Completion)]) -> Vec<Result<Reward, TaskError>> {

@@ -127,7 +127,7 @@ impl HeldOut {
             let graded = self.greedy().graded(&policy, &questions)?;
             for (question, (answer, reward)) in questions.iter().zip(&graded) {
                 look(question, answer, reward)?;
-                correct.push(if Grader::is_right(reward) { 1.0 } else { 0.0 });
+                correct.push(if reward.is_right() { 1.0 } else { 0.0 });
                 ungraded += usize::from(reward.parts.is_empty());
             }
             if *attempts > 0 {

@@ -7,14 +7,15 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType};
 use firesight_kawhi::{Heads, KawhiConfig};
 use firesight_reward::{BoxFrame, Rewards};
+use firesight_rl::{AdvantageEstimator as _, Capability, Error as TrainerError};
 use firesight_vlm::{Component, ModelConfig, Parameter, Precision, Processor, QwenVl, has_weights, parameters};
 
 use crate::Error;
-use crate::config::{ChartData, CreditConfig, Data, HEADS, RunConfig, Trainable};
+use crate::config::{ChartData, Data, HEADS, RunConfig, Trainable};
 use crate::device::{device, precision};
 use crate::grader::Grader;
 use crate::held_out::HeldOut;
-use crate::policy::VlmPolicy;
+use crate::policy::{VlmPolicy, offers};
 use crate::questions::Questions;
 use crate::source::{Files, Source};
 use crate::task::{Charts, Picture};
@@ -62,6 +63,7 @@ impl Job {
     pub fn rewarded(config: &RunConfig, more: &More<'_>) -> Result<Self, Error> {
         let base = Base::new(config)?;
         check_heads(config, base.model_config.text_config.num_attention_heads)?;
+        check_capabilities(config, base.model_config.vision_config.is_some())?;
         let (context, longest) =
             (base.model_config.text_config.max_position_embeddings, config.reinforcement.max_tokens);
         let new = |source: Source| Questions::new(source, base.processor.clone(), config.seed).within(context, longest);
@@ -83,7 +85,10 @@ impl Job {
         // Qwen2.5-VL names places in pixels of the image that it sees, Qwen3-VL in thousandths of its sides.
         let qwen3 = base.model_config.model_type.starts_with("qwen3_vl");
         let frame = if qwen3 { BoxFrame::Thousand } else { BoxFrame::Resized };
-        let grader = Grader::from(more(Rewards::new(&config.rewards, frame)?)?);
+        let mut grader = Grader::from(more(Rewards::new(&config.rewards, frame)?)?);
+        if config.reinforcement.algorithm.expert.is_some() {
+            grader = grader.with_experts(base.processor.clone(), longest);
+        }
         Ok(Self { base, questions: Arc::new(questions), stages, grader: Arc::new(grader) })
     }
 
@@ -191,9 +196,21 @@ impl Base {
 /// What `freeze_vision_tower` freezes.
 pub(crate) const TOWER: [Component; 2] = [Component::Vision, Component::Merger];
 
+/// Refuses methods that need what the model cannot do, before anything is trained.
+fn check_capabilities(config: &RunConfig, sees: bool) -> Result<(), Error> {
+    config.reinforcement.credit.check_capabilities(sees)?;
+    if config.reinforcement.algorithm.advantage.reads_features() {
+        let capability = Capability::Features;
+        if let Err(reason) = offers(sees, &capability) {
+            return Err(TrainerError::Capability { method: "the advantage".into(), capability, reason }.into());
+        }
+    }
+    Ok(())
+}
+
 /// Refuses heads that are not there before anything is trained; credit would find out at the first rollout.
 fn check_heads(config: &RunConfig, heads: usize) -> Result<(), Error> {
-    let CreditConfig::Kawhi(KawhiConfig { heads: Heads::List(list), .. }) = &config.reinforcement.credit else {
+    let Some(KawhiConfig { heads: Heads::List(list), .. }) = config.reinforcement.credit.kawhi() else {
         return Ok(());
     };
     match list.iter().find(|&&head| head >= heads) {
@@ -213,6 +230,7 @@ mod tests {
     use firesight_rl::{Completion, Task as _};
 
     use super::*;
+    use crate::credit::CreditConfig;
     use crate::questions::Purpose;
 
     /// One for few tokens.
@@ -240,7 +258,7 @@ mod tests {
     fn heads_that_the_model_does_not_have_are_refused_before_training() {
         let mut config = RunConfig::example("models/qwen-small");
         let mut with = |heads| {
-            config.reinforcement.credit = CreditConfig::Kawhi(KawhiConfig { heads, ..KawhiConfig::default() });
+            config.reinforcement.credit = CreditConfig::Kawhi(KawhiConfig { heads, ..KawhiConfig::default() }).into();
             Job::new(&config)
         };
         with(Heads::List(vec![0, 3])).unwrap();

@@ -4,6 +4,7 @@
 mod checkpoint;
 mod config;
 mod conversation;
+mod credit;
 mod deep;
 mod device;
 mod diagnosis;
@@ -44,10 +45,11 @@ mod tensorboard;
 mod trainable;
 
 pub use config::{
-    ChartData, Checkpoint, CreditConfig, Data, Dtype, Evaluation, FileData, Log, Reinforcement, RunConfig, Supervised,
-    Trainable, WeightDecayOn,
+    ChartData, Checkpoint, Data, Dtype, Evaluation, FileData, Log, Reinforcement, RunConfig, Supervised, Trainable,
+    WeightDecayOn,
 };
 pub use conversation::{Answer, Conversation, Speech};
+pub use credit::{Credit, CreditConfig};
 pub use deep::{Agreement, DeepDiagnosis, Rate, StepCost, deep_diagnosis};
 pub use device::device;
 pub use diagnosis::{DeviceDiagnosis, Diagnosis, diagnosis};

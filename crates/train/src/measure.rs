@@ -10,7 +10,6 @@ use serde::Serialize;
 use crate::Error;
 use crate::config::{RunConfig, Trainable};
 use crate::files::write_atomically;
-use crate::grader::Grader;
 use crate::held_out::HeldOutAccuracy;
 use crate::job::Job;
 use crate::progress::Progress;
@@ -42,7 +41,7 @@ pub fn evaluate(config: &RunConfig, answers: Option<&Path>, progress: &mut Progr
             answer: example.answer.as_deref(),
             response: &answer.text,
             truncated: answer.truncated,
-            right: Grader::is_right(reward),
+            right: reward.is_right(),
             reward: reward.total(),
             parts: reward.parts.iter().map(|part| (part.name.as_str(), part.value)).collect(),
         };

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use firesight_kawhi::{ImageView, Kawhi, KawhiConfig, VisualPrompt};
 use firesight_rl::{
-    AttentionStates, Completion, Continuation, Error, Group, Policy, Positions, ResponseStates, Rope, Sampler,
-    Sampling, Scores, SignalSet, Signals,
+    AttentionStates, Capability, Completion, Continuation, Error, Group, HiddenStates, Policy, Positions,
+    ResponseStates, Rope, Sampler, Sampling, Scores, SignalSet, Signals, View,
 };
 use firesight_vlm::{
-    AttentionPoint, AttentionProbe, Generation, Grid, LastAttention, Probe, Probed, Processor, Prompt, QwenVl, Scored,
-    TokenMask,
+    AttentionPoint, AttentionProbe, Generation, Grid, ImageChange, LastAttention, LastHidden, Probe, Probed, Processor,
+    Prompt, QwenVl, Scored, TokenMask,
 };
 
 /// A vision-language model with what it takes to speak: its tokenizer, its stop tokens, and the tokens it may not say.
@@ -124,9 +125,8 @@ impl VlmPolicy {
     /// When the configuration is out of range, or names a file of heads that cannot be used.
     pub fn kawhi(&self, config: KawhiConfig) -> Result<Kawhi, firesight_kawhi::Error> {
         let processor = self.processor().clone();
-        // Decoding skips special tokens, so the end of the turn is no paragraph of its own. The policy says no token
-        // that the tokenizer does not have.
-        Kawhi::new(config, move |id| processor.tokenizer().decode(&[id]).unwrap_or_default())
+        // The end of the turn has no text, so it is no paragraph of its own.
+        Kawhi::new(config, move |token| text_of(&processor, token))
     }
 
     /// What renders prompts and decodes completions.
@@ -164,6 +164,54 @@ impl Policy for VlmPolicy {
             continuation: scores.recomputation.map(|rest| Continuation::new(move |gradients| rest.backward(gradients))),
         })
     }
+
+    fn offers(&self, capability: &Capability) -> Result<(), String> {
+        offers(self.model.config().vision_config.is_some(), capability)
+    }
+
+    fn changed(&self, prompt: &VlmPrompt, view: &View, seed: u64, index: u64) -> Result<VlmPrompt, Error> {
+        let change = image_change(view).map_err(|reason| Error::MissingSignal { signal: reason })?;
+        let changed = self.processor().changed(&prompt.prompt, &change, seed, index);
+        Ok(VlmPrompt::new(changed.map_err(|error| Error::Policy(error.into()))?, prompt.cell))
+    }
+
+    fn token_text(&self, token: u32) -> String {
+        text_of(self.processor(), token)
+    }
+
+    fn features(&self, prompt: &VlmPrompt) -> Result<Vec<Tensor<2>>, Error> {
+        self.model.image_features(&prompt.prompt).map_err(|error| Error::Policy(error.into()))
+    }
+}
+
+/// The text of one token. Decoding skips special tokens, and a policy says no token that the tokenizer does not have.
+fn text_of(processor: &Processor, token: u32) -> String {
+    processor.tokenizer().decode(&[token]).unwrap_or_default()
+}
+
+/// Whether a vision-language model, or one of text alone, can do what a method wants of it.
+pub(crate) fn offers(sees: bool, capability: &Capability) -> Result<(), String> {
+    match capability {
+        Capability::Entropy | Capability::TopPEntropy | Capability::Texts => Ok(()),
+        _ if !sees => Err("it is a model of text alone".into()),
+        Capability::View(view) => image_change(view).map(|_| ()),
+        Capability::Attention | Capability::ImageAttention | Capability::Hidden | Capability::Features => Ok(()),
+    }
+}
+
+/// The change of images that a view names.
+fn image_change(view: &View) -> Result<ImageChange, String> {
+    // Its parameters are those of the change, which says what it does not know.
+    let mut table: toml::Table = view.parameters.iter().map(|(name, &value)| (name.clone(), number(value))).collect();
+    table.insert("name".into(), view.name.clone().into());
+    let change: ImageChange = table.try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
+    change.check().map_err(|(field, problem)| format!("{field} {problem}"))?;
+    Ok(change)
+}
+
+/// A number as a file has it, where pixels are whole.
+fn number(value: f64) -> toml::Value {
+    if value.fract() == 0.0 && value.abs() < 1e9 { (value as i64).into() } else { value.into() }
 }
 
 impl Sampler<VlmPrompt> for VlmPolicy {
@@ -204,7 +252,7 @@ impl Sampler<VlmPrompt> for VlmPolicy {
                 log_probs: drawn.log_probs,
                 text,
                 truncated: !drawn.finished,
-                credit: None,
+                ..Completion::default()
             })
         };
         let group = |group: Vec<_>| group.into_iter().map(complete).collect::<Result<_, Error>>();
@@ -226,14 +274,17 @@ fn probe(signals: &SignalSet) -> Probe {
         heads: asked.heads.clone(),
         visual_tokens: asked.visual_tokens.clone(),
     });
-    Probe { attention, image_attention: signals.image_attention, ..Probe::default() }
+    let SignalSet { entropy, top_p_entropy, image_attention, hidden, .. } = *signals;
+    Probe { attention, image_attention, entropy, top_p_entropy, hidden }
 }
 
 fn found(probed: Probed) -> Signals {
-    let attention = probed.attention.map(|LastAttention { response, visual_keys, key_heads }| AttentionStates {
+    let Probed { attention, image_attention, entropy, top_p_entropy, hidden } = probed;
+    let attention = attention.map(|LastAttention { response, visual_keys, key_heads }| AttentionStates {
         response,
         visual_keys,
         key_heads,
     });
-    Signals { attention, image_attention: probed.image_attention }
+    let hidden = hidden.map(|LastHidden { response, visual }| HiddenStates { response, visual });
+    Signals { attention, image_attention, entropy, top_p_entropy, hidden }
 }

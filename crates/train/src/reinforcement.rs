@@ -2,13 +2,10 @@
 
 use std::time::Instant;
 
-use firesight_rl::{
-    CreditAssigner, Error as TrainerError, Group, Metrics, Options, Reward, Rollout, Sampling, StepReport, Trainer,
-    Uniform,
-};
+use firesight_rl::{Error as TrainerError, Group, Metrics, Options, Rollout, Sampling, StepReport, Trainer};
 
 use crate::Error;
-use crate::config::{CreditConfig, Reinforcement, RunConfig};
+use crate::config::{Reinforcement, RunConfig};
 use crate::error::chain;
 use crate::evaluate::Accuracy;
 use crate::example::Kind;
@@ -201,10 +198,10 @@ pub(crate) fn trainer(state: State, config: &RunConfig) -> Result<Trainer<VlmPol
         max_gradient_norm: Some(settings.max_gradient_norm),
         threads: config.threads,
     };
-    let credit = credit(&settings.credit, &policy)?;
+    let credit = settings.credit.assigners(&policy)?;
     let fresh = || adamw(&policy, settings.weight_decay, settings.weight_decay_on);
     let optimizer = optimizer.unwrap_or_else(fresh);
-    let mut trainer = Trainer::new(policy, optimizer, settings.algorithm.clone(), credit, options)?;
+    let mut trainer = Trainer::with_methods(policy, optimizer, settings.algorithm.clone(), credit, options)?;
     trainer.steps = position.reinforcement.steps as u64;
     if reference.is_some() {
         trainer.reference = reference;
@@ -232,16 +229,10 @@ fn rollout_files<'a>(run: &'a Run<'_>, policy: &'a VlmPolicy) -> RolloutFiles<'a
     RolloutFiles { directory: &run.directory, credit: &run.config.reinforcement.credit, tokenizer }
 }
 
-fn credit(config: &CreditConfig, policy: &VlmPolicy) -> Result<Box<dyn CreditAssigner<VlmPrompt> + Send>, Error> {
-    Ok(match config {
-        CreditConfig::Uniform {} => Box::new(Uniform),
-        CreditConfig::Kawhi(kawhi) => Box::new(policy.kawhi(kawhi.clone())?),
-    })
-}
-
 /// `None` where all abstain.
 fn mean_reward(group: &Group<VlmPrompt>) -> Option<f64> {
-    let totals = || group.rewards.iter().filter_map(Reward::total).map(f64::from);
+    let own = group.completions.iter().zip(&group.rewards).filter(|(completion, _)| !completion.expert);
+    let totals = || own.clone().filter_map(|(_, reward)| reward.total()).map(f64::from);
     (totals().count() > 0).then(|| totals().sum::<f64>() / totals().count() as f64)
 }
 
@@ -260,6 +251,8 @@ mod tests {
 
     use flate2::read::GzDecoder;
     use std::io::Read as _;
+
+    use firesight_rl::Reward;
 
     use super::*;
     use crate::job::Job;

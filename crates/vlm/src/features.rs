@@ -1,11 +1,13 @@
 //! What a frozen vision tower makes of a prompt's images: computed once, and kept with the prompt.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
 use crate::checkpointing::Checkpoints;
+use crate::probe::without_graph;
 use crate::vision::{VisionFeatures, VisionTower, concatenate};
 use crate::{Error, ProcessedImage, Prompt, QwenVl};
 
@@ -29,6 +31,22 @@ impl QwenVl {
     pub(crate) fn noting_frozen_vision(mut self) -> Self {
         self.frozen_vision = self.tower().ok().and_then(FrozenVision::of);
         self
+    }
+
+    /// What the vision tower makes of each image of a prompt, as the decoder gets it: `[visual tokens, hidden_size]`, off
+    /// the autodiff graph. A frozen tower runs once in the life of a prompt.
+    ///
+    /// # Errors
+    /// [`Error::NoVision`] for a model of text alone, if the prompt has images.
+    pub fn image_features(&self, prompt: &Prompt) -> Result<Vec<Tensor<2>>, Error> {
+        let Some(features) = self.visual_features(&[prompt], false, None)? else { return Ok(Vec::new()) };
+        let tokens = without_graph(features.tokens);
+        let mut start = 0;
+        let mut cut = |span: &Range<usize>| {
+            start += span.len();
+            tokens.clone().narrow(0, start - span.len(), span.len())
+        };
+        Ok(prompt.image_spans().iter().map(&mut cut).collect())
     }
 
     /// Features of the images of all prompts one after another, `None` without images; with the attention that visual

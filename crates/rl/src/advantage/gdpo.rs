@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{AdvantageEstimator, Deviation, mean};
+use super::{AdvantageEstimator, AdvantageInput, Deviation, mean};
 use crate::Reward;
 
 /// GDPO (arXiv 2601.05242): every part of the reward is centred and scaled in its group by itself, their weighted sum
@@ -16,7 +16,8 @@ pub struct Gdpo {
 }
 
 impl AdvantageEstimator for Gdpo {
-    fn advantages(&self, rewards: &[&[Reward]]) -> Vec<Vec<f32>> {
+    fn advantages(&self, batch: &AdvantageInput<'_>) -> Vec<Vec<f32>> {
+        let rewards = batch.rewards;
         let sums: Vec<Vec<Option<f64>>> = rewards.iter().map(|group| self.sums(group)).collect();
         let known = || sums.iter().flatten().filter_map(|&sum| sum);
         let (mean, deviation) = (mean(known()), self.deviation.of(known()) + Deviation::EPSILON);
@@ -49,18 +50,18 @@ impl Gdpo {
 
 #[cfg(test)]
 mod tests {
-    use super::{AdvantageEstimator, Gdpo, Reward};
+    use super::{AdvantageEstimator, AdvantageInput, Gdpo, Reward};
 
     #[test]
     fn parts_are_normalised_before_they_are_summed() {
         let reward = |accuracy: f32, length: f32| Reward::of("accuracy", accuracy).and("length", Some(length), 0.5);
         // Either part is +-1 over sqrt(2) after normalising, whatever its range; their sum is +-1.5 of that, and
         // normalising over the batch gives +-1 over sqrt(2) again.
-        let found = Gdpo::default().advantages(&[&[reward(1.0, 100.0), reward(0.0, 0.0)]]);
+        let found = Gdpo::default().advantages(&AdvantageInput::of(&[&[reward(1.0, 100.0), reward(0.0, 0.0)]]));
         let one = 0.5f64.sqrt() as f32;
         assert!((found[0][0] - one).abs() < 1e-3 && (found[0][1] + one).abs() < 1e-3, "{found:?}");
         // Opposed parts: 1 - 0.5 of them is left, and the range of the second does not drown the first.
-        let found = Gdpo::default().advantages(&[&[reward(1.0, 0.0), reward(0.0, 100.0)]]);
+        let found = Gdpo::default().advantages(&AdvantageInput::of(&[&[reward(1.0, 0.0), reward(0.0, 100.0)]]));
         assert!(found[0][0] > 0.5, "{found:?}");
     }
 }

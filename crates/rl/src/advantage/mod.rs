@@ -1,23 +1,62 @@
 //! Rewards to advantages.
 
+mod durian;
 mod gdpo;
+mod paco;
 mod relative;
+mod spectrum;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use durian::Durian;
 pub use gdpo::Gdpo;
+pub use paco::{Paco, Tame};
 pub use relative::{Baseline, Relative, Scale};
+pub use spectrum::spectral_entropy;
 
-use crate::Reward;
+use crate::{Error, Reward};
 
 /// Turns the rewards of a whole batch of groups into one advantage per completion, on the host.
 pub trait AdvantageEstimator: Debug + Send + Sync {
-    /// `rewards[g][i]` is the reward of completion `i` of group `g`; the result has the same shape. A completion whose
-    /// reward abstains has advantage zero and no part in any mean or deviation.
-    fn advantages(&self, rewards: &[&[Reward]]) -> Vec<Vec<f32>>;
+    /// The advantages, in the shape of the rewards. A completion whose reward abstains has advantage zero and no part in
+    /// any mean or deviation.
+    fn advantages(&self, batch: &AdvantageInput<'_>) -> Vec<Vec<f32>>;
+
+    /// Whether it reads [`AdvantageInput::perceptual_entropy`].
+    fn reads_features(&self) -> bool {
+        false
+    }
+
+    /// Refuses settings that mean nothing.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] names the first.
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// What advantages are made of: the groups of a rollout.
+#[derive(Debug, Clone, Copy)]
+pub struct AdvantageInput<'a> {
+    /// `rewards[g][i]` is the reward of completion `i` of group `g`.
+    pub rewards: &'a [&'a [Reward]],
+    /// `log_probs[g][i]` are those of its tokens under the policy that drew them.
+    pub log_probs: &'a [Vec<&'a [f32]>],
+    /// For every group the [spectral entropy](spectral_entropy) of what its prompt shows; where
+    /// [`AdvantageEstimator::reads_features`].
+    pub perceptual_entropy: Option<&'a [f64]>,
+}
+
+impl<'a> AdvantageInput<'a> {
+    /// Rewards of which nothing else is known.
+    #[must_use]
+    pub fn of(rewards: &'a [&'a [Reward]]) -> Self {
+        Self { rewards, log_probs: &[], perceptual_entropy: None }
+    }
 }
 
 /// Somebody's own estimators are the same when they are one and the same object.
@@ -35,18 +74,38 @@ pub enum Advantage {
     Relative(Relative),
     /// See [`Gdpo`].
     Gdpo(Gdpo),
+    /// See [`Durian`].
+    Durian(Durian),
+    /// See [`Paco`].
+    Paco(Paco),
     /// Somebody's own; it has no form in a file.
     #[serde(skip)]
     Custom(Arc<dyn AdvantageEstimator>),
 }
 
-impl AdvantageEstimator for Advantage {
-    fn advantages(&self, rewards: &[&[Reward]]) -> Vec<Vec<f32>> {
+impl Advantage {
+    fn chosen(&self) -> &dyn AdvantageEstimator {
         match self {
-            Self::Relative(estimator) => estimator.advantages(rewards),
-            Self::Gdpo(estimator) => estimator.advantages(rewards),
-            Self::Custom(estimator) => estimator.advantages(rewards),
+            Self::Relative(estimator) => estimator,
+            Self::Gdpo(estimator) => estimator,
+            Self::Durian(estimator) => estimator,
+            Self::Paco(estimator) => estimator,
+            Self::Custom(estimator) => estimator.as_ref(),
         }
+    }
+}
+
+impl AdvantageEstimator for Advantage {
+    fn advantages(&self, batch: &AdvantageInput<'_>) -> Vec<Vec<f32>> {
+        self.chosen().advantages(batch)
+    }
+
+    fn reads_features(&self) -> bool {
+        self.chosen().reads_features()
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.chosen().check()
     }
 }
 

@@ -1,7 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{AdvantageEstimator, Deviation, mean};
-use crate::Reward;
+use super::{AdvantageEstimator, AdvantageInput, Deviation, mean};
 
 /// What a reward is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -50,7 +49,8 @@ pub struct Relative {
 }
 
 impl AdvantageEstimator for Relative {
-    fn advantages(&self, rewards: &[&[Reward]]) -> Vec<Vec<f32>> {
+    fn advantages(&self, batch: &AdvantageInput<'_>) -> Vec<Vec<f32>> {
+        let rewards = batch.rewards;
         let totals: Vec<Vec<Option<f64>>> =
             rewards.iter().map(|group| group.iter().map(|reward| reward.total().map(f64::from)).collect()).collect();
         let known = || totals.iter().flatten().filter_map(|&total| total);
@@ -90,12 +90,13 @@ impl AdvantageEstimator for Relative {
 
 #[cfg(test)]
 mod tests {
-    use super::{AdvantageEstimator, Baseline, Deviation, Relative, Reward, Scale};
+    use super::{AdvantageEstimator, AdvantageInput, Baseline, Deviation, Relative, Scale};
+    use crate::Reward;
 
     fn advantages_of(estimator: Relative, rewards: &[&[f32]]) -> Vec<Vec<f32>> {
         let rewards: Vec<Vec<Reward>> =
             rewards.iter().map(|group| group.iter().map(|&value| Reward::of("total", value)).collect()).collect();
-        estimator.advantages(&rewards.iter().map(Vec::as_slice).collect::<Vec<_>>())
+        estimator.advantages(&AdvantageInput::of(&rewards.iter().map(Vec::as_slice).collect::<Vec<_>>()))
     }
 
     fn advantages(scale: Scale, rewards: &[&[f32]]) -> Vec<Vec<f32>> {
@@ -169,9 +170,12 @@ mod tests {
     fn who_abstains_moves_no_mean_and_gets_nothing() {
         let with = [Reward::of("a", 1.0), Reward::abstain(), Reward::of("a", 0.0)];
         let without = [Reward::of("a", 1.0), Reward::of("a", 0.0)];
-        let found = Relative::default().advantages(&[&with]);
-        let expected = Relative::default().advantages(&[&without]);
+        let found = Relative::default().advantages(&AdvantageInput::of(&[&with]));
+        let expected = Relative::default().advantages(&AdvantageInput::of(&[&without]));
         assert_eq!(found, [[expected[0][0], 0.0, expected[0][1]]]);
-        assert_eq!(Relative::default().advantages(&[&[Reward::abstain(), Reward::abstain()]]), [[0.0, 0.0]]);
+        assert_eq!(
+            Relative::default().advantages(&AdvantageInput::of(&[&[Reward::abstain(), Reward::abstain()]])),
+            [[0.0, 0.0]]
+        );
     }
 }

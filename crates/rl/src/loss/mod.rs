@@ -2,6 +2,7 @@
 
 mod cispo;
 mod clip;
+mod fipo;
 mod ratio;
 mod sapo;
 mod surrogate;
@@ -13,6 +14,7 @@ use burn::tensor::{Tensor, TensorData};
 
 pub use cispo::Cispo;
 pub use clip::Clip;
+pub use fipo::Fipo;
 pub use ratio::RatioLevel;
 pub use sapo::Sapo;
 pub use surrogate::{Bound, PolicyLoss, Surrogate, SurrogateInput};
@@ -40,6 +42,8 @@ pub struct LossInput {
     /// One on those of them that keep their surrogate and their entropy bonus, see [`Algorithm::top_entropy`]; `None`
     /// is all.
     pub kept: Option<Tensor<2>>,
+    /// One on tokens that an expert wrote, see [`Algorithm::expert`]; `None` where there are none.
+    pub expert: Option<Tensor<2>>,
 }
 
 /// The loss of every token; `[completions, tokens]`, finite on padding and to be masked there.
@@ -65,7 +69,7 @@ impl Algorithm {
     /// [`Error::MissingReference`] when there is a KL penalty in the loss and the input has no reference
     /// log-probabilities.
     pub fn token_loss(&self, input: LossInput) -> Result<TokenLoss, Error> {
-        let LossInput { log_probs, old_log_probs, ref_log_probs, entropy, advantages, mask, kept } = input;
+        let LossInput { log_probs, old_log_probs, ref_log_probs, entropy, advantages, mask, kept, expert } = input;
         // Masking comes first: a padded log-ratio may overflow in exp, and infinity times a zero mask is NaN.
         let log_probs = log_probs * mask.clone();
         let log_ratio = log_probs.clone() - old_log_probs * mask.clone();
@@ -85,8 +89,14 @@ impl Algorithm {
             let divergence = log_ratio.clone().detach().neg().sum_dim(1) / mask.clone().sum_dim(1).clamp_min(1.0);
             divergence.greater_scalar(threshold).expand(mask.dims()).bool_and(advantages.clone().lower_scalar(0.0))
         });
+        let of_expert = expert
+            .zip(self.expert)
+            .map(|(expert, tgrl)| (expert.bool(), tgrl.token_loss(log_probs.clone(), advantages.clone())));
         let terms = SurrogateInput { log_probs, log_ratio, ratio: ratio.clone(), advantages };
         let mut surrogate = self.surrogate.token_loss(terms);
+        if let Some((expert, loss)) = of_expert {
+            surrogate = surrogate.mask_where(expert, loss);
+        }
         if let Some(stale) = stale {
             surrogate = surrogate.mask_fill(stale, 0.0);
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Cispo, Clip, Sapo, Vespo};
+use super::{Cispo, Clip, Fipo, Sapo, Vespo};
 use crate::Error;
 
 /// What a surrogate is computed from. Every tensor is `[completions, tokens]`; on padding, log-probabilities and
@@ -92,6 +92,7 @@ macro_rules! surrogates {
 surrogates! {
     Clip,
     Cispo,
+    Fipo,
     Sapo,
     Vespo
 }

@@ -35,6 +35,7 @@ fn evaluate_kept(
         advantages: tensor(advantages, &device),
         mask: tensor(&[1.0, 1.0, 1.0, 1.0, 1.0, 0.0], &device),
         kept: kept.map(|kept| tensor(kept, &device)),
+        expert: None,
     };
     let tokens = loss.token_loss(input).unwrap();
     let total = loss.total_loss(&tokens, &aggregation.coefficients(&LENGTHS));
@@ -249,6 +250,7 @@ fn a_kl_penalty_without_a_reference_is_an_error() {
         advantages: ones(),
         mask: ones(),
         kept: None,
+        expert: None,
     };
     assert!(matches!(loss.token_loss(input), Err(crate::Error::MissingReference)));
 }

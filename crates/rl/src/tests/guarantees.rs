@@ -72,11 +72,12 @@ fn every_token_keeps_its_own_credit() {
         // A prompt of 3 and two completions of 5 at most, so that groups are cut.
         let micro_batch = MicroBatch::Tokens(13);
         let options = Options { mini_batches, passes_per_rollout, micro_batch, threads: 2, ..options() };
+        let asks_entropy = algorithm.top_entropy.is_some();
         let mut trainer = trainer_with(algorithm, ByToken, SgdConfig::new().init(), options);
         trainer.policy.tells = tells;
         let report = trainer.step(&Count, &rows(0.0), 0.1).unwrap();
         let drawn = report.groups.iter().flat_map(|group| &group.completions);
-        assert!(drawn.clone().all(|completion| completion.credit.is_some() == tells));
+        assert!(drawn.clone().all(|completion| completion.observed.is_some() == (tells && !asks_entropy)));
         for (group, credit) in report.groups.iter().zip(&report.credit) {
             assert_eq!(credit, &group.completions.iter().map(ByToken::of).collect::<Vec<_>>());
         }
@@ -390,7 +391,8 @@ fn nothing_is_scored_twice_unless_the_settings_need_it() {
         trainer.policy.tells = tells;
         assert_eq!(trainer.reference.is_some(), trainer.algorithm.kl.is_some());
         trainer.step(&Count, &rows(0.0), 0.1).unwrap();
-        let expected = if wants_attention && !tells { 4 } else { 0 };
+        let all_told = tells && trainer.algorithm.top_entropy.is_none();
+        let expected = if wants_attention && !all_told { 4 } else { 0 };
         assert_eq!(trainer.policy.signal_passes.load(Ordering::Relaxed), expected, "signals are taken once");
         trainer.policy.passes.load(Ordering::Relaxed)
     };
@@ -398,16 +400,16 @@ fn nothing_is_scored_twice_unless_the_settings_need_it() {
         |algorithm, wants_attention, passes_per_rollout| run(algorithm, wants_attention, passes_per_rollout, false);
     // Four groups, one each micro-batch.
     assert_eq!(passes(Algorithm::dapo(), false, 1), 4);
-    assert_eq!(passes(Algorithm::dapo(), true, 1), 4, "signals come with the pass that trains");
+    assert_eq!(passes(Algorithm::dapo(), true, 1), 8, "weights are those of the whole rollout, so signals come first");
     assert_eq!(passes(Algorithm::dapo(), false, 2), 8);
     assert_eq!(passes(Algorithm::dapo(), true, 2), 12, "credit is the sampling policy's");
     assert_eq!(passes(Algorithm::grpo(), false, 1), 8, "the reference scores too");
-    assert_eq!(passes(Algorithm::rloo(), true, 1), 8, "a penalty in the reward needs a reference, and no more");
+    assert_eq!(passes(Algorithm::rloo(), false, 1), 8, "a penalty in the reward needs a reference, and no more");
     let focused = Algorithm { top_entropy: Some(0.2), ..Algorithm::dapo() };
-    assert_eq!(passes(focused.clone(), true, 1), 8, "entropies are looked at before, and signals with them");
+    assert_eq!(passes(focused.clone(), true, 1), 8, "entropies and signals come out of one pass");
     assert_eq!(passes(focused.clone(), true, 2), 12);
     // Where the passes that draw tell, none is scored for credit alone.
     assert_eq!(run(Algorithm::dapo(), true, 1, true), 4);
     assert_eq!(run(Algorithm::dapo(), true, 2, true), 8);
-    assert_eq!(run(focused, true, 1, true), 8, "entropies still are");
+    assert_eq!(run(focused, true, 1, true), 8, "unless they do not tell all of it");
 }

@@ -9,8 +9,8 @@ use burn::tensor::{Device, Tensor};
 use super::tiny::{ByToken, Count, Fixed, Row, Tiny, rows};
 use super::{algorithms, assert_close, descent, gradient, metric, options, trainer_with};
 use crate::{
-    Algorithm, Cispo, Clip, CreditAssigner, Error, Group, KlEstimator, KlPenalty, KlPlacement, MicroBatch, Options,
-    Overlong, Policy, PolicyLoss, Sampling, Sapo, SignalSet, Signals, StepReport, Surrogate, SurrogateInput,
+    Algorithm, Cispo, Clip, CreditAssigner, CreditBatch, Error, Group, KlEstimator, KlPenalty, KlPlacement, MicroBatch,
+    Options, Overlong, Policy, PolicyLoss, Sampling, Sapo, SignalSet, StepReport, Surrogate, SurrogateInput,
     TokenCredit, Trainer, Uniform, Vespo, top_entropy_mask,
 };
 
@@ -274,37 +274,49 @@ fn the_policy_learns() {
 }
 
 #[test]
-fn credit_that_is_not_one_weight_a_token_is_refused_as_it_is_drawn_and_as_it_is_read() {
-    struct Short;
-    impl CreditAssigner<usize> for Short {
-        fn signals(&self, _: &[&usize]) -> Result<SignalSet, Error> {
-            ByToken.signals(&[])
+fn credit_that_is_not_one_sound_weight_a_token_is_refused() {
+    struct Wrong(fn(&mut TokenCredit));
+    impl CreditAssigner<usize> for Wrong {
+        fn name(&self) -> &'static str {
+            "wrong"
         }
 
-        fn assign(&self, groups: &[Group<usize>], _: &Signals) -> Result<Vec<TokenCredit>, Error> {
-            let mut credit: Vec<TokenCredit> =
-                groups.iter().flat_map(|group| &group.completions).map(ByToken::of).collect();
-            credit[1].weights.push(1.0);
+        fn assign(&self, rollout: &CreditBatch<'_, usize>) -> Result<Vec<TokenCredit>, Error> {
+            let mut credit = Uniform.assign(rollout)?;
+            self.0(&mut credit[1]);
             Ok(credit)
         }
     }
-    for tells in [true, false] {
-        let mut trainer = trainer_with(Algorithm::dapo(), Short, SgdConfig::new().init(), options());
-        trainer.policy.tells = tells;
-        let error = trainer.step(&Count, &rows(0.0), 1.0).unwrap_err();
-        assert!(
-            matches!(error, Error::CreditLength { completion: 1, found, expected } if found == expected + 1),
-            "{error}"
-        );
+    let refused = |change| {
+        let mut trainer = trainer_with(Algorithm::dapo(), Wrong(change), SgdConfig::new().init(), options());
+        trainer.step(&Count, &rows(0.0), 1.0).unwrap_err()
+    };
+    let error = refused(|credit| credit.weights.push(1.0));
+    assert!(
+        matches!(error, Error::CreditLength { completion: 1, found, expected } if found == expected + 1),
+        "{error}"
+    );
+    let error = refused(|credit| credit.kept = Some(Vec::new()));
+    assert!(matches!(error, Error::CreditLength { completion: 1, found: 0, .. }), "{error}");
+    for weight in ["NaN", "inf", "-0.5"] {
+        let error = refused(match weight {
+            "NaN" => |credit| credit.weights[0] = f32::NAN,
+            "inf" => |credit| credit.weights[0] = f32::INFINITY,
+            _ => |credit| credit.weights[0] = -0.5,
+        });
+        let expected =
+            format!("wrong gives token 0 of completion 1 the weight {weight}; it has to be finite and not below 0");
+        assert_eq!(error.to_string(), expected);
     }
-    // A completion that says otherwise of itself than it has tokens.
+}
+
+#[test]
+fn completions_that_nobody_looked_at_are_scored() {
     let mut trainer = trainer_with(Algorithm::dapo(), ByToken, SgdConfig::new().init(), options());
     trainer.policy.tells = true;
     let mut groups = trainer.rollout(&Count, &rows(0.0)).unwrap().groups;
-    groups[0].completions[1].credit = Some(TokenCredit::default());
-    assert!(matches!(trainer.update(&groups, 1.0), Err(Error::CreditLength { completion: 1, found: 0, .. })));
-    // Without credit of one completion, that of all is asked for again.
-    groups[0].completions[1].credit = None;
+    // Of one is as good as of all.
+    groups[0].completions[1].observed = None;
     let update = trainer.update(&groups, 1.0).unwrap();
     assert_eq!(update.credit[0][1], ByToken::of(&groups[0].completions[1]));
 }

@@ -1,5 +1,6 @@
 //! A step, on a small model.
 
+mod credit;
 mod guarantees;
 mod knobs;
 mod tiny;
@@ -7,7 +8,9 @@ mod tiny;
 use burn::optim::{ModuleOptimizer, SgdConfig};
 use burn::tensor::Device;
 
-use crate::{Algorithm, CreditAssigner, MicroBatch, Options, Overlong, Sampling, StepReport, Trainer, Uniform};
+use crate::{
+    Algorithm, CreditAssigner, CreditList, MicroBatch, Options, Overlong, Sampling, StepReport, Trainer, Uniform,
+};
 use tiny::{Count, Row, Tiny};
 
 fn options() -> Options {
@@ -26,6 +29,11 @@ fn trainer_with(
     options: Options,
 ) -> Trainer<Tiny> {
     Trainer::new(Tiny::new(&Device::flex().autodiff()), optimizer, algorithm, credit, options).unwrap()
+}
+
+fn trainer_with_methods(algorithm: Algorithm, credit: CreditList<usize>, options: Options) -> Trainer<Tiny> {
+    let policy = Tiny::new(&Device::flex().autodiff());
+    Trainer::with_methods(policy, SgdConfig::new().init(), algorithm, credit, options).unwrap()
 }
 
 /// Plain gradient descent of rate one: what the parameters lose is the gradient.

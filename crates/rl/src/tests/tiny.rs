@@ -9,9 +9,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::RngExt;
 
 use crate::{
-    AttentionRequest, AttentionStates, Completion, CreditAssigner, Error, Group, Policy, Positions, ResponseStates,
-    Reward, Rope, Sampler, Sampling, Scores, SignalSet, Signals, Task, TaskError, TokenCredit, sample_from_logits,
-    stream,
+    AttentionRequest, AttentionStates, Capability, Completion, CreditAssigner, CreditBatch, Error, Evidence, Group,
+    Policy, Positions, ResponseStates, Reward, Rope, Sampler, Sampling, Scores, SignalSet, Signals, Task, TaskError,
+    TokenCredit, View, sample_from_logits, stream,
 };
 
 pub(super) const VOCABULARY: usize = 6;
@@ -120,6 +120,24 @@ impl Policy for Tiny {
         });
         Ok(scores)
     }
+
+    fn offers(&self, capability: &Capability) -> Result<(), String> {
+        match capability {
+            Capability::Entropy | Capability::Attention | Capability::Texts => Ok(()),
+            Capability::View(view) if view.name == "next" => Ok(()),
+            _ => Err("it is too small".into()),
+        }
+    }
+
+    /// The prompt after it, or with a parameter any.
+    fn changed(&self, prompt: &usize, view: &View, seed: u64, index: u64) -> Result<usize, Error> {
+        let jump = if view.parameters.is_empty() { 1 } else { stream(seed, 0, index).random_range(0..PROMPTS) };
+        Ok((prompt + jump) % PROMPTS)
+    }
+
+    fn token_text(&self, token: u32) -> String {
+        if token == 1 { "\n\n".into() } else { token.to_string() }
+    }
 }
 
 impl Sampler<usize> for Tiny {
@@ -151,7 +169,7 @@ impl Sampler<usize> for Tiny {
             visual_keys: Vec::new(),
             key_heads: vec![0],
         });
-        Ok((answers, Signals { attention, image_attention: None }))
+        Ok((answers, Signals { attention, ..Signals::default() }))
     }
 }
 
@@ -200,45 +218,68 @@ pub(super) struct Flat {
 }
 
 impl CreditAssigner<usize> for Flat {
-    fn signals(&self, _: &[&usize]) -> Result<SignalSet, Error> {
-        Ok(SignalSet { attention: self.wants_attention.then(anything), image_attention: false })
+    fn name(&self) -> &'static str {
+        "flat"
     }
 
-    fn assign(&self, groups: &[Group<usize>], signals: &Signals) -> Result<Vec<TokenCredit>, Error> {
+    fn signals(&self, _: &[&usize]) -> Result<SignalSet, Error> {
+        Ok(SignalSet { attention: self.wants_attention.then(anything), ..SignalSet::default() })
+    }
+
+    fn reduce(&self, _: &[Group<usize>], signals: &Signals) -> Result<Vec<Evidence>, Error> {
         assert_eq!(signals.attention.is_some(), self.wants_attention);
-        let completions = groups.iter().flat_map(|group| &group.completions);
-        Ok(completions.map(|completion| vec![self.factor; completion.tokens.len()].into()).collect())
+        Ok(Vec::new())
+    }
+
+    fn assign(&self, rollout: &CreditBatch<'_, usize>) -> Result<Vec<TokenCredit>, Error> {
+        Ok(rollout.completions.iter().map(|input| vec![self.factor; input.completion.tokens.len()].into()).collect())
     }
 }
 
-/// One plus the token id, which no other row has in the same places.
+/// One plus the token id, which no other row has in the same places, as it was seen in the pass with the states.
 pub(super) struct ByToken;
 
 impl ByToken {
+    fn seen(completion: &Completion) -> Evidence {
+        let alignment = completion.tokens.iter().map(|&token| 1.0 + token as f32).collect();
+        Evidence { alignment, ..Evidence::default() }
+    }
+
     pub(super) fn of(completion: &Completion) -> TokenCredit {
-        completion.tokens.iter().map(|&token| 1.0 + token as f32).collect::<Vec<_>>().into()
+        let evidence = Self::seen(completion);
+        TokenCredit { weights: evidence.alignment.clone(), kept: None, evidence: Some(evidence) }
     }
 }
 
 impl CreditAssigner<usize> for ByToken {
-    fn signals(&self, _: &[&usize]) -> Result<SignalSet, Error> {
-        Ok(SignalSet { attention: Some(anything()), image_attention: false })
+    fn name(&self) -> &'static str {
+        "by_token"
     }
 
-    fn assign(&self, groups: &[Group<usize>], _: &Signals) -> Result<Vec<TokenCredit>, Error> {
-        Ok(groups.iter().flat_map(|group| &group.completions).map(Self::of).collect())
+    fn signals(&self, _: &[&usize]) -> Result<SignalSet, Error> {
+        Ok(SignalSet { attention: Some(anything()), ..SignalSet::default() })
+    }
+
+    fn reduce(&self, groups: &[Group<usize>], _: &Signals) -> Result<Vec<Evidence>, Error> {
+        Ok(groups.iter().flat_map(|group| &group.completions).map(Self::seen).collect())
+    }
+
+    fn assign(&self, rollout: &CreditBatch<'_, usize>) -> Result<Vec<TokenCredit>, Error> {
+        let credit =
+            |seen: &Evidence| TokenCredit { weights: seen.alignment.clone(), kept: None, evidence: Some(seen.clone()) };
+        Ok(rollout.completions.iter().filter_map(|input| input.evidence.map(credit)).collect())
     }
 }
 
-/// Weights known beforehand, for a batch that goes through one pass.
+/// Weights known beforehand.
 pub(super) struct Fixed(pub(super) Vec<Vec<f32>>);
 
 impl CreditAssigner<usize> for Fixed {
-    fn signals(&self, _: &[&usize]) -> Result<SignalSet, Error> {
-        Ok(SignalSet::default())
+    fn name(&self) -> &'static str {
+        "fixed"
     }
 
-    fn assign(&self, _: &[Group<usize>], _: &Signals) -> Result<Vec<TokenCredit>, Error> {
+    fn assign(&self, _: &CreditBatch<'_, usize>) -> Result<Vec<TokenCredit>, Error> {
         Ok(self.0.iter().cloned().map(TokenCredit::from).collect())
     }
 }

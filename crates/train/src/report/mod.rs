@@ -54,7 +54,7 @@ struct Content {
     /// If the algorithm is a published one.
     preset: Option<&'static str>,
     algorithm: Algorithm,
-    credit: &'static str,
+    credit: String,
     /// The reward that says whether an answer is right.
     decides: Option<String>,
     /// Kinds that the task shows.

@@ -56,7 +56,7 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::Error;
-use crate::config::CreditConfig;
+use crate::credit::Credit;
 use crate::policy::VlmPrompt;
 use crate::questions::Question;
 use crate::run_directory::RunDirectory;
@@ -70,7 +70,7 @@ pub(crate) use read::{open, rollout_files};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RolloutFiles<'a> {
     pub(crate) directory: &'a RunDirectory,
-    pub(crate) credit: &'a CreditConfig,
+    pub(crate) credit: &'a Credit,
     pub(crate) tokenizer: &'a Tokenizer,
 }
 
@@ -172,7 +172,9 @@ fn completions<'a>(
     let each = group.completions.iter().zip(&group.rewards).enumerate();
     each.map(|(place, (completion, reward))| {
         let learnt = credit.and_then(|credit| credit.get(place)).filter(|credit| !credit.weights.is_empty());
-        let credit = learnt.or(completion.credit.as_ref());
+        // What was seen as it was drawn, where it was not learnt from.
+        let seen = || completion.observed.as_ref().and_then(|observed| observed.evidence.iter().flatten().next());
+        let evidence = learnt.map_or_else(seen, |credit| credit.evidence.as_ref());
         Ok(CompletionLine {
             text: &completion.text,
             tokens: &completion.tokens,
@@ -182,8 +184,8 @@ fn completions<'a>(
             reward: reward.total().map(Number),
             parts: reward.parts.iter().map(|part| (part.name.as_str(), part.value.map(Number))).collect(),
             advantage: advantages.and_then(|advantages| advantages.get(place)).copied().map(Number),
-            credit_weights: credit.map(|credit| numbers(&credit.weights)),
-            evidence: credit.and_then(|credit| credit.evidence.as_ref()).map(|evidence| EvidenceLine {
+            credit_weights: learnt.map(|credit| numbers(&credit.weights)),
+            evidence: evidence.map(|evidence| EvidenceLine {
                 segments: evidence.segments.iter().map(|span| [span.start, span.end]).collect(),
                 alignment: numbers(&evidence.alignment),
                 visual_tokens: &evidence.visual_tokens,
@@ -236,8 +238,8 @@ struct EvidenceLine<'a> {
 }
 
 /// What SGUF finds in the images of a prompt, as the vision encoder sees them.
-fn regions(prompt: &VlmPrompt, credit: &CreditConfig) -> Result<Option<Vec<RegionsLine>>, Error> {
-    let CreditConfig::Kawhi(kawhi) = credit else { return Ok(None) };
+fn regions(prompt: &VlmPrompt, credit: &Credit) -> Result<Option<Vec<RegionsLine>>, Error> {
+    let Some(kawhi) = credit.kawhi() else { return Ok(None) };
     let found = |image: &ImageView<'_>| {
         let Regions { structure, component, structured, .. } = sguf(image, &kawhi.sguf)?;
         let (rows, columns) = structure.grid;
@@ -273,6 +275,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::CreditConfig;
     use crate::config::RunConfig;
     use crate::job::Job;
     use crate::questions::Purpose;
@@ -296,7 +299,7 @@ mod tests {
             log_probs: log_probs.to_vec(),
             text: text.into(),
             truncated: text.is_empty(),
-            credit: None,
+            ..Completion::default()
         };
         let reward =
             |accuracy| Reward::of("accuracy", accuracy).and("format", Some(0.5), 0.0).and("brevity", None, 1.0);
@@ -310,7 +313,7 @@ mod tests {
             .collect();
         let evidence =
             Evidence { segments: vec![0..1, 1..2], alignment: vec![-0.5, 0.1], visual_tokens: [0, 2].into() };
-        let credit = TokenCredit { weights: vec![0.25, 1.0], evidence: Some(evidence) };
+        let credit = TokenCredit { weights: vec![0.25, 1.0], kept: None, evidence: Some(evidence) };
         let report = StepReport {
             groups: groups.clone(),
             advantages: vec![vec![0.0, 0.0], vec![0.7, -0.7], vec![0.0, 0.0]],
@@ -325,7 +328,7 @@ mod tests {
 
         let tokenizer = Tokenizer::from_dir(&config.model).unwrap();
         let pieces = [tokenizer.decode(&[7]).unwrap(), tokenizer.decode(&[8]).unwrap()];
-        let kawhi = CreditConfig::Kawhi(KawhiConfig::default());
+        let kawhi = CreditConfig::Kawhi(KawhiConfig::default()).into();
         let files = RolloutFiles { directory: &run, credit: &kawhi, tokenizer: &tokenizer };
         let path = files.write_learnt(12, &questions, &report).unwrap();
         assert_eq!(path, run.path().join("rollouts/step0012.jsonl.gz"));
