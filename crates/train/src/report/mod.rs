@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use firesight_rl::Algorithm;
 use serde::Serialize;
 
-use self::metrics::{Phase, read_metrics};
+pub(crate) use self::metrics::{Phase, read_metrics};
 use self::page::page;
 use self::pictures::Picture;
 use self::rollouts::shown_rollouts;
