@@ -38,7 +38,8 @@ pub(crate) struct Arguments {
     /// Runs at a time, one thread each; the results do not depend on it [default: threads of the configuration].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Directory of the comparison; must not hold anything yet [default: one under runs, named after the configuration].
+    /// Directory of the comparison; must not hold anything yet [default: one under runs, named after the
+    /// configuration].
     #[arg(long)]
     out: Option<PathBuf>,
     /// Goes on with the comparison in the directory, if one was begun there: runs that are done stay; there may be more
@@ -79,7 +80,7 @@ pub(crate) fn run(arguments: Arguments, output: Output) -> anyhow::Result<()> {
     let found = compare(&comparison, None, &destination, &Stop::on_signals()?, &mut output.progress())?;
     let directory = found.directory.display();
     let shown = if found.complete {
-        format!("{}\n\n{directory}/table.md", found.findings.table())
+        format!("{}\n\n{directory}/report.html and table.md", found.findings.table())
     } else {
         let table = found.findings.table();
         format!("{table}\n\nstopped; to go on, the same command with --out {directory} --resume")

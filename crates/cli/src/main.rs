@@ -60,7 +60,8 @@ enum Command {
     Train(train::Arguments),
     /// Compares ways to split an advantage over tokens: over several seeds, from one warm-up a seed, with the same prompts.
     ///
-    /// Prints a table of held-out accuracies, paired differences and costs, and writes it as table.md. Ctrl-C, or the
+    /// Prints a table of held-out accuracies, paired differences and costs, and writes it as table.md, with curves as
+    /// report.html. Ctrl-C, or the
     /// signal to terminate, ends it after the steps it is at, to go on from there later with --resume.
     Compare(compare::Arguments),
     /// Runs the supervised phase of a configuration alone.

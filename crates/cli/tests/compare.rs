@@ -45,7 +45,7 @@ fn results(own: &Own, out: &str) -> Vec<Value> {
 fn a_comparison_is_done_once_and_may_grow() {
     let own = own();
     let first = own.run(&arguments("0..1", "c", &["--threads", "1"]), 0);
-    has(&first.out, &["after the warm-up", "uniform", "kawhi", "4 questions", "c/table.md"]);
+    has(&first.out, &["after the warm-up", "uniform", "kawhi", "4 questions", "c/report.html"]);
     has(&first.error, &["seed 0: ", "seed 1, kawhi: ", "comparison 4/4"]);
     let table = fs::read_to_string(own.path("c/table.md")).unwrap();
     has(&table, &["| kawhi ", "| uniform "]);

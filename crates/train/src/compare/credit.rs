@@ -10,8 +10,8 @@ use crate::config::{CreditConfig, Reinforcement, RunConfig};
 const UNIFORM: &str = "uniform";
 const KNOWN: [&str; 2] = [UNIFORM, "kawhi"];
 
-/// The ways of credit called `names` as variants of a configuration, each beside uniform credit, which comes first if it
-/// is not listed. One that the configuration has is meant with the settings there, any other with its defaults.
+/// The ways of credit called `names` as variants of a configuration, compared with uniform credit, which comes first if
+/// it is not listed. One that the configuration has is meant with the settings there, any other with its defaults.
 ///
 /// # Errors
 /// [`Error::Setting`] when a name is unknown or there twice, or a setting of the configuration is out of range.

@@ -2,6 +2,7 @@
 
 mod credit;
 mod findings;
+mod page;
 mod record;
 mod statistics;
 mod table;
@@ -24,6 +25,7 @@ use work::Work;
 
 /// Files that are made of the results, at any time.
 const TABLE: &str = "table.md";
+const REPORT: &str = "report.html";
 
 /// What is compared.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,7 +81,8 @@ pub struct Compared {
 /// Has every variant learn for every seed: one warm-up a seed, from which all of its variants go on with the same
 /// prompts, and measures the accuracy on the same held-out questions.
 ///
-/// What a run came to is written to `results.jsonl` at once, and what that makes of the whole to `table.md`. A
+/// What a run came to is written to `results.jsonl` at once, and what that makes of the whole to `table.md` and
+/// `report.html`. A
 /// comparison that goes on passes over the runs that are done, and may have further seeds and variants. Every run is on
 /// one thread, so that its cost can be told, and its result does not depend on what is run beside it.
 ///

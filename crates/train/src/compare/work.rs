@@ -10,8 +10,9 @@ use firesight_rl::{Error as TrainerError, Threads};
 use rayon::ThreadPoolBuilder;
 
 use super::findings::Findings;
+use super::page::page_of;
 use super::record::{Measured, Record};
-use super::{Adapt, Comparison, TABLE, Variant, WarmUp};
+use super::{Adapt, Comparison, REPORT, TABLE, Variant, WarmUp};
 use crate::Error;
 use crate::config::RunConfig;
 use crate::device::threads;
@@ -316,6 +317,7 @@ fn named(config: &RunConfig, name: &str) -> RunConfig {
 fn write(record: &Record, comparison: &Comparison) -> Result<Findings, Error> {
     let findings = Findings::of(record, comparison);
     record.write(TABLE, format!("{}\n", findings.markdown()).as_bytes())?;
+    record.write(REPORT, page_of(comparison, record, &findings).as_bytes())?;
     Ok(findings)
 }
 
