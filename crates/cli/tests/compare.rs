@@ -58,6 +58,18 @@ fn a_comparison_is_done_once_and_may_grow() {
         assert_eq!((curve, line["rewards"].as_array().unwrap().len()), (vec![1], 2), "{line}");
     }
     assert_eq!(found[0]["warm_up"], found[1]["warm_up"]);
+    // It is the run that it would be by itself, on two threads.
+    let sets = ["seed=1", "reinforcement.steps=2", "reinforcement.credit={ name = \"uniform\" }"];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let alone = [&["--json", "train", "own.toml", "--out", "alone"][..], &sets.collect::<Vec<_>>()].concat();
+    let outcome = own.run(&alone, 0).json()["outcome"].clone();
+    let of = |phase: &str| outcome[phase]["sighted"]["accuracy"]["mean"].clone();
+    assert_eq!((&found[3]["seed"], &found[3]["name"]), (&1.into(), &"uniform".into()));
+    assert_eq!((&found[3]["warm_up"], &found[3]["accuracy"]), (&of("supervised"), &of("reinforcement")));
+    let metrics = own.metrics("alone");
+    let steps = metrics.iter().filter(|line| line["phase"] == "reinforcement");
+    let rewards: Vec<&Value> = steps.map(|line| &line["reward/mean"]).collect();
+    assert_eq!(found[3]["rewards"].as_array().unwrap().iter().collect::<Vec<_>>(), rewards);
     assert!(own.path("c/seed0-warm-up/model/model.safetensors").is_file());
     assert!(!own.path("c/seed0-kawhi/checkpoints").exists());
 

@@ -2,7 +2,7 @@
 
 /** Colours of variants; those of a second round are dashed. */
 const COLOURS = 8;
-const CURVES = 260;
+const CURVES = 240;
 const colour = (row) => style(`--curve-${row % COLOURS}`);
 const points = (share) => (100 * share).toFixed(1).replace("-", "−");
 const signedPoints = (share) => (share > 0 ? "+" : "") + points(share);
@@ -67,6 +67,7 @@ function table() {
   const bases = [...new Set(rows.map(({ base }) => base).filter((base) => base !== null))];
   const minus = bases.length === 1 ? `minus ${bases[0]}` : "difference";
   const heads = ["", "accuracy in %", `${minus}, points`, "± 2 standard errors", "p", "cost", "seeds"];
+  const head = (text, place) => element("th", { scope: "col", class: place === 3 ? "interval" : "" }, text);
   const cell = (...children) => element("td", {}, ...children);
   const row = (found, place) => {
     const mark = element("span", { class: "mark" });
@@ -90,10 +91,12 @@ function table() {
     {},
     element("th", { scope: "row" }, "after the warm-up"),
     cell(...withError(warm_up, points)),
-    ...["", "", "", ""].map((text) => cell(text)),
+    cell(),
+    element("td", { class: "interval" }),
+    cell(),
+    cell(),
     cell(String(seeds.length)),
   );
-  const head = element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text)));
   document.getElementById("table").append(
     element(
       "p",
@@ -108,7 +111,12 @@ function table() {
     element(
       "div",
       { class: "scrolls" },
-      element("table", {}, element("thead", {}, head), element("tbody", {}, first, ...rows.map(row))),
+      element(
+        "table",
+        {},
+        element("thead", {}, element("tr", {}, ...heads.map(head))),
+        element("tbody", {}, first, ...rows.map(row)),
+      ),
     ),
   );
 }

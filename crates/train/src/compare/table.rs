@@ -23,10 +23,10 @@ impl Findings {
     #[must_use]
     pub fn legend(&self) -> String {
         format!(
-            "Held-out accuracy in percent after {} steps ({} questions, greedy), ± standard error over the seeds. A \
-             difference, in points, is paired over the seeds that have both; one smaller than twice its standard error \
-             means nothing. p: paired t-test, two-sided, not corrected for several tests. Cost: seconds of a step, \
-             measuring left out, as a multiple of those of the row that is subtracted.",
+            "Held-out accuracy in percent after {} steps ({} questions, greedy), ± standard error over the seeds.\n\
+             A difference, in points, is paired over the seeds; one below twice its standard error means nothing.\n\
+             p: paired t-test, two-sided, not corrected for several tests.\n\
+             Cost: seconds of a step, measuring left out, relative to those of the row that is subtracted.",
             self.steps, self.questions
         )
     }
