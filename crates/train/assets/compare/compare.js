@@ -2,10 +2,13 @@
 
 /** Colours of variants; those of a second round are dashed. */
 const COLOURS = 8;
-const CURVES = 240;
+/** More lines get wider charts, and no bands: nobody could tell them apart. */
+const FEW = 4;
 const colour = (row) => style(`--curve-${row % COLOURS}`);
-const points = (share) => (100 * share).toFixed(1).replace("-", "−");
-const signedPoints = (share) => (share > 0 ? "+" : "") + points(share);
+/** Tenths; nothing is minus zero. */
+const tenths = (value) => (Math.round(10 * value) / 10 + 0).toFixed(1).replace("-", "−");
+const points = (share) => tenths(100 * share);
+const signedPoints = (share) => points(share).replace(/^(?!−)/, "+");
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 function overview() {
@@ -135,31 +138,34 @@ function drawCurves({ place, lines, format }) {
       points: { show: steps.length <= 40, size: 5 },
     },
   }));
-  const bands = lines.map((line) => {
+  const few = run.findings.rows.length <= FEW;
+  const bands = (few ? lines : []).map((line) => {
     const end = (sign) => line.means.map((mean, index) => mean + sign * line.errors[index]);
     return band(curves, [at(line, end(-1)), at(line, end(1))], `${colour(line.row)}20`);
   });
-  return chart(place, steps, curves, bands, { height: CURVES, format });
+  return chart(place, steps, curves, bands, { height: few ? 240 : 340, format });
 }
 
 function curves() {
   const section = document.getElementById("curves");
   const row = (name) => run.findings.rows.findIndex((found) => found.name === name);
   const drawn = [];
-  const grid = element("div", { class: "charts" });
+  const few = run.findings.rows.length <= FEW;
+  const grid = element("div", { class: few ? "charts" : "charts many" });
   for (const { title, about, percent, lines } of run.charts) {
     if (lines.length === 0) continue;
     const place = element("div", { class: "plot" });
     const caption = element("figcaption", {}, title, element("small", {}, about));
     grid.append(element("figure", { "aria-label": title }, caption, place));
-    const format = percent ? (value) => (value === null ? "–" : value.toFixed(1).replace("-", "−")) : shown;
+    const format = percent ? (value) => (value === null ? "–" : tenths(value)) : shown;
     drawn.push({ place, format, lines: lines.map((line) => ({ ...line, row: row(line.name) })), draw: drawCurves });
   }
   if (drawn.length === 0) {
     section.append(sentence("No run is complete yet."));
     return;
   }
-  section.append(element("p", {}, "Means over the seeds; bands are one standard error to both sides."), grid);
+  const about = few ? "bands are one standard error to both sides" : "a click on a name hides its line";
+  section.append(element("p", {}, `Means over the seeds; ${about}.`), grid);
   charts(section, drawn);
 }
 

@@ -66,7 +66,8 @@ fn cells(row: &Found) -> [String; 7] {
 
 /// A share in percent.
 fn points(Mean { mean, standard_error }: Mean, signed: bool) -> String {
-    let mean = 100.0 * mean;
+    // Nothing is minus zero.
+    let mean = (1000.0 * mean).round() / 10.0 + 0.0;
     let mean = if signed { format!("{mean:+.1}") } else { format!("{mean:.1}") };
     standard_error.map_or(mean.clone(), |error| format!("{mean} ± {:.1}", 100.0 * error))
 }
