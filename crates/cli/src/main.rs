@@ -2,6 +2,7 @@
 
 mod chat;
 mod check;
+mod compare;
 mod configuration;
 mod data;
 mod doctor;
@@ -57,6 +58,12 @@ enum Command {
     /// Ctrl-C, or the signal to terminate, ends it after the step it is at, to go on from there later with --resume; a
     /// second one ends it at once, to go on from its last checkpoint.
     Train(train::Arguments),
+    /// Compares ways to split an advantage over tokens: over several seeds, from one warm-up a seed, with the same prompts.
+    ///
+    /// Prints a table of held-out accuracies, paired differences and costs, and writes it as table.md, with curves as
+    /// report.html. Ctrl-C, or the
+    /// signal to terminate, ends it after the steps it is at, to go on from there later with --resume.
+    Compare(compare::Arguments),
     /// Runs the supervised phase of a configuration alone.
     Sft(train::Arguments),
     /// Measures a model on the held-out questions of a configuration, with their pictures and blind.
@@ -109,6 +116,7 @@ fn run(command: Command, output: Output) -> anyhow::Result<()> {
         Command::Init(arguments) => init::run(arguments, output),
         Command::Check(arguments) => check::run(&arguments, output),
         Command::Train(arguments) => train::run(arguments, output),
+        Command::Compare(arguments) => compare::run(arguments, output),
         Command::Sft(arguments) => train::sft(arguments, output),
         Command::Eval(arguments) => eval::run(arguments, output),
         Command::Generate(arguments) => generate::run(arguments, output),

@@ -140,6 +140,10 @@ mod tests {
         let own = thread::current().id();
         assert_eq!(threads(Threads::Caller), [own; 3]);
         assert!(threads(Threads::Own(1)).iter().all(|id| *id != own));
+        // Nor does one that is a pool by itself: it would only wait.
+        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let (outer, inner) = alone.install(|| (thread::current().id(), threads(Threads::Own(1))));
+        assert_eq!(inner, [outer; 3]);
         assert_eq!(Threads::on(&Device::flex().autodiff(), 2), Threads::Own(2));
     }
 }

@@ -191,7 +191,7 @@ pub use optimizer::adamw_with_decay_groups;
 pub use options::{MicroBatch, Options, RewardFailure};
 pub use parallel::{gradients_in_parallel, sample_in_parallel};
 pub use policy::{Continuation, Policy, Positions, Sampler, Sampling, Scores};
-pub use pool::Threads;
+pub use pool::{Threads, in_pool_of_one};
 pub use random::stream;
 pub use reward::{Overlong, Reward, RewardPart};
 pub use rollout::{Completion, Group, Rollout};

@@ -41,6 +41,12 @@ impl Threads {
     }
 }
 
+/// Whether this thread is a rayon pool by itself: all that is asked of tensors here is then done by it.
+#[must_use]
+pub fn in_pool_of_one() -> bool {
+    rayon::current_thread_index().is_some() && rayon::current_num_threads() == 1
+}
+
 /// Pools that nobody uses now. Their threads hold what matrix products work with, which is costly to make anew.
 static IDLE: Mutex<Vec<ThreadPool>> = Mutex::new(Vec::new());
 
@@ -55,6 +61,10 @@ impl Pool {
     pub(crate) fn share(threads: Threads, workers: usize) -> Result<Self, Error> {
         let Threads::Own(threads) = threads else { return Ok(Self(None)) };
         let threads = (threads / workers.max(1)).max(1);
+        // Whoever asks is a pool of one already, and would only wait: so one thread does all, and its clock knows it.
+        if workers <= 1 && threads == 1 && in_pool_of_one() {
+            return Ok(Self(None));
+        }
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         let pool = match idle.iter().position(|pool| pool.current_num_threads() == threads) {
             Some(index) => idle.swap_remove(index),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use firesight_kawhi::KawhiConfig;
-use firesight_rl::{Capability, CreditAssigner, CreditList, CreditMethod};
+use firesight_rl::{Capability, CreditAssigner, CreditList, CreditMethod, Uniform};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
@@ -37,6 +37,12 @@ impl CreditConfig {
         let mut all: Vec<Self> = CreditMethod::presets().into_iter().map(|(_, method)| Self::Method(method)).collect();
         all.insert(1, kawhi);
         all
+    }
+
+    /// The one that changes nothing.
+    #[must_use]
+    pub fn uniform() -> Self {
+        Self::Method(CreditMethod::Uniform(Uniform))
     }
 
     /// Its name in files.

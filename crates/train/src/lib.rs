@@ -2,6 +2,7 @@
 //! leaves on disk.
 
 mod checkpoint;
+mod compare;
 mod config;
 mod conversation;
 mod credit;
@@ -44,6 +45,9 @@ pub mod task;
 mod tensorboard;
 mod trainable;
 
+pub use compare::{
+    Adapt, Compared, Comparison, Findings, Found, Mean, Variant, WarmUp, compare, credit_variants, paired_t_test,
+};
 pub use config::{
     ChartData, Checkpoint, Data, Dtype, Evaluation, FileData, Log, Reinforcement, RunConfig, Supervised, Trainable,
     WeightDecayOn,

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use firesight_rl::{Error as TrainerError, Group, Metrics, Options, Rollout, Sampling, StepReport, Trainer};
+use cpu_time::ThreadTime;
+use firesight_rl::{
+    Error as TrainerError, Group, Metrics, Options, Rollout, Sampling, StepReport, Trainer, in_pool_of_one,
+};
 
 use crate::Error;
 use crate::config::{Reinforcement, RunConfig};
@@ -22,6 +25,9 @@ use crate::supervised::adamw;
 
 /// Prompts that are sampled together. A constant, so that it never decides a result.
 pub(crate) const SAMPLING_BATCH: usize = 16;
+
+/// The metric of the processor's time for a step, where one thread does all of it.
+pub(crate) const CPU_SECONDS: &str = "time/cpu_s";
 
 /// Trains by rollouts and rewards, until the steps are used up or the run is to stop. Goes on from where `state` is in
 /// this phase.
@@ -89,7 +95,7 @@ pub fn reinforcement(state: State, held_out: &HeldOut, run: &mut Run<'_>) -> Res
 /// Draws, grades and learns. What there is to say of it is written with what is measured after it.
 fn step(trainer: &mut Trainer<VlmPolicy>, position: &mut Position, run: &mut Run<'_>) -> Result<(), Error> {
     let (config, settings) = (run.config, &run.config.reinforcement);
-    let start = Instant::now();
+    let (start, processor) = (Instant::now(), ThreadTime::now());
     let learning_rate = settings.schedule.at(position.reinforcement.steps, settings.steps);
     let step = position.reinforcement.steps + 1;
     let drawn = rollout(trainer, settings, run.job);
@@ -110,9 +116,13 @@ fn step(trainer: &mut Trainer<VlmPolicy>, position: &mut Position, run: &mut Run
             return Err(keep_failed_update(source, step, &trainer.policy, &samples, &rollout.groups, run)?);
         }
     };
+    let processor = processor.elapsed();
     let report = StepReport::new(rollout, update, start.elapsed());
     let mut metrics = report.metrics.clone();
     metrics.push(("learning_rate".into(), learning_rate));
+    if in_pool_of_one() {
+        metrics.push((CPU_SECONDS.into(), processor.as_secs_f64()));
+    }
     // What abstained is worth nothing, and not zero.
     let graded = samples.iter().zip(&report.groups).filter_map(|(sample, group)| Some((sample, mean_reward(group)?)));
     let (kinds, rewards): (Vec<&[Kind]>, Vec<f64>) =

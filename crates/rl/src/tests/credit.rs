@@ -327,7 +327,7 @@ fn an_expert_that_is_right_joins_a_group_that_fails() {
         scores.log_probs.into_data().iter::<f32>().sum::<f32>()
     };
     let (taught, alone) = (learnt(Some(Tgrl::default())), learnt(None));
-    assert!(taught > alone + 2.0, "{taught} {alone}");
+    assert!(taught > alone + 1.0, "{taught} {alone}");
 }
 
 #[test]

@@ -12,10 +12,10 @@ use crate::records::{lines, record};
 
 /// All lines of `metrics.jsonl` of one phase: a column for every metric, with a gap where a line lacks it.
 #[derive(Serialize)]
-pub(super) struct Phase {
-    name: String,
-    steps: Vec<usize>,
-    columns: BTreeMap<String, Vec<Option<f64>>>,
+pub(crate) struct Phase {
+    pub(crate) name: String,
+    pub(crate) steps: Vec<usize>,
+    pub(crate) columns: BTreeMap<String, Vec<Option<f64>>>,
 }
 
 #[derive(Deserialize)]
@@ -28,7 +28,7 @@ struct Line {
 }
 
 /// The phases of a run, in the order of their first lines; none if there is no such file yet.
-pub(super) fn read_metrics(path: &Path) -> Result<Vec<Phase>, Error> {
+pub(crate) fn read_metrics(path: &Path) -> Result<Vec<Phase>, Error> {
     if !path.exists() {
         return Ok(Vec::new());
     }

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use firesight_rl::Algorithm;
 use serde::Serialize;
 
-use self::metrics::{Phase, read_metrics};
-use self::page::page;
+pub(crate) use self::metrics::{Phase, read_metrics};
+pub(crate) use self::page::{Page, page};
 use self::pictures::Picture;
 use self::rollouts::shown_rollouts;
 use crate::Error;
@@ -30,6 +30,19 @@ use crate::task;
 /// Bytes of rollouts, pictures included, that a page may hold: what a browser opens at once.
 const LIMIT: u64 = 24 << 20;
 
+const PAGE: Page = page!(
+    "report/body.html",
+    styles: ["report/rollouts.css"],
+    scripts: [
+        "report/overview.js",
+        "report/accuracy.js",
+        "report/curves.js",
+        "report/picture.js",
+        "report/tokens.js",
+        "report/rollouts.js"
+    ]
+);
+
 /// Makes `report.html` of the files in a run directory, in the place of the one that may be there. The run may be under
 /// way or have been interrupted; the page says of what there is nothing yet.
 ///
@@ -38,7 +51,7 @@ const LIMIT: u64 = 24 << 20;
 /// the report not be written.
 pub fn write_report(run: &Path) -> Result<PathBuf, Error> {
     let path = run.join(REPORT);
-    write_atomically(&path, page(&Content::read(run, LIMIT)?).as_bytes())?;
+    write_atomically(&path, PAGE.with(&Content::read(run, LIMIT)?).as_bytes())?;
     Ok(path)
 }
 

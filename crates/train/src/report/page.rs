@@ -5,37 +5,50 @@ use sha2::{Digest as _, Sha256};
 
 use serde::Serialize;
 
-use super::Content;
+/// What a page shows its data with.
+pub(crate) struct Page {
+    pub(crate) body: &'static str,
+    pub(crate) style: &'static str,
+    pub(crate) script: &'static str,
+}
 
-const STYLE: &str = concat!(
-    include_str!("../../assets/uplot/uPlot.min.css"),
-    include_str!("../../assets/report/page.css"),
-    include_str!("../../assets/report/rollouts.css"),
-);
+/// The texts of files under `assets`, one after the other, behind those of every page.
+macro_rules! page {
+    ($body:literal, styles: [$($style:literal),*], scripts: [$($script:literal),*]) => {
+        $crate::report::Page {
+            body: include_str!(concat!("../../assets/", $body)),
+            style: concat!(
+                include_str!("../../assets/uplot/uPlot.min.css"),
+                include_str!("../../assets/report/page.css"),
+                $(include_str!(concat!("../../assets/", $style)),)*
+            ),
+            script: concat!(
+                "\"use strict\";\n",
+                include_str!("../../assets/uplot/uPlot.iife.min.js"),
+                "\n",
+                include_str!("../../assets/report/elements.js"),
+                include_str!("../../assets/report/chart.js"),
+                $(include_str!(concat!("../../assets/", $script)),)*
+            ),
+        }
+    };
+}
+pub(crate) use page;
 
-const SCRIPT: &str = concat!(
-    "\"use strict\";\n",
-    include_str!("../../assets/uplot/uPlot.iife.min.js"),
-    "\n",
-    include_str!("../../assets/report/elements.js"),
-    include_str!("../../assets/report/overview.js"),
-    include_str!("../../assets/report/accuracy.js"),
-    include_str!("../../assets/report/curves.js"),
-    include_str!("../../assets/report/picture.js"),
-    include_str!("../../assets/report/tokens.js"),
-    include_str!("../../assets/report/rollouts.js"),
-);
-
-/// The whole file.
-pub(super) fn page(content: &Content) -> String {
-    format!(
-        include_str!("../../assets/report/page.html"),
-        style_hash = hash(STYLE),
-        script_hash = hash(SCRIPT),
-        style = STYLE,
-        script = SCRIPT,
-        data = json(content),
-    )
+impl Page {
+    /// The whole file.
+    pub(crate) fn with(&self, data: &impl Serialize) -> String {
+        let Self { body, style, script } = self;
+        format!(
+            include_str!("../../assets/report/page.html"),
+            style_hash = hash(style),
+            script_hash = hash(script),
+            style = style,
+            body = body,
+            script = script,
+            data = json(data),
+        )
+    }
 }
 
 /// Data as they stand in the page. Nothing that a model writes can end the element around them, which takes a <.

@@ -1,0 +1,73 @@
+//! What a comparison says, as a table.
+
+use comfy_table::presets::{ASCII_MARKDOWN, UTF8_BORDERS_ONLY};
+use comfy_table::{CellAlignment, Table, TableStyle};
+
+use super::findings::{Findings, Found};
+use super::statistics::Mean;
+
+impl Findings {
+    /// The table for a terminal.
+    #[must_use]
+    pub fn table(&self) -> String {
+        self.rendered(UTF8_BORDERS_ONLY)
+    }
+
+    /// The same in Markdown.
+    #[must_use]
+    pub fn markdown(&self) -> String {
+        self.rendered(ASCII_MARKDOWN)
+    }
+
+    /// What is in the table, in a few sentences.
+    #[must_use]
+    pub fn legend(&self) -> String {
+        format!(
+            "Held-out accuracy in percent after {} steps ({} questions, greedy), ± standard error over the seeds.\n\
+             A difference, in points, is paired over the seeds; one below twice its standard error means nothing.\n\
+             p: paired t-test, two-sided, not corrected for several tests.\n\
+             Cost: seconds of a step, measuring left out, relative to those of the row that is subtracted.",
+            self.steps, self.questions
+        )
+    }
+
+    fn rendered(&self, style: TableStyle) -> String {
+        let mut table = Table::new();
+        table.load_style(style);
+        table.set_header(["", "accuracy", "minus", "difference", "p", "cost", "seeds"]);
+        let seeds = self.seeds.len().to_string();
+        let warm_up = self.warm_up.map_or(String::new(), |mean| points(mean, false));
+        table.add_row(["after the warm-up", &warm_up, "", "", "", "", &seeds]);
+        for row in &self.rows {
+            table.add_row(cells(row));
+        }
+        for (place, column) in table.column_iter_mut().enumerate() {
+            if place != 0 && place != 2 {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        format!("{table}\n\n{}", self.legend())
+    }
+}
+
+fn cells(row: &Found) -> [String; 7] {
+    let shown = |mean: Option<Mean>, signed| mean.map_or(String::new(), |mean| points(mean, signed));
+    let p = row.p.map_or(String::new(), |p| if p < 0.001 { "<0.001".into() } else { format!("{p:.3}") });
+    [
+        row.name.clone(),
+        shown(row.accuracy, false),
+        row.base.clone().unwrap_or_default(),
+        shown(row.difference, true),
+        p,
+        row.cost.map_or(String::new(), |cost| format!("{:.2}", cost.mean)),
+        row.seeds.len().to_string(),
+    ]
+}
+
+/// A share in percent.
+fn points(Mean { mean, standard_error }: Mean, signed: bool) -> String {
+    // Nothing is minus zero.
+    let mean = (1000.0 * mean).round() / 10.0 + 0.0;
+    let mean = if signed { format!("{mean:+.1}") } else { format!("{mean:.1}") };
+    standard_error.map_or(mean.clone(), |error| format!("{mean} ± {:.1}", 100.0 * error))
+}
