@@ -153,6 +153,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A model to extrapolate from whose logits are not those of the same tokens.
+    #[error("the base model has a vocabulary of {base}, the policy one of {policy}")]
+    OtherVocabulary {
+        /// Rows of its embedding table.
+        base: usize,
+        /// Rows of the policy's.
+        policy: usize,
+    },
     /// Logits that nothing can be drawn from.
     #[error("completion {index}: the logits are not finite, or every token is suppressed")]
     NonFiniteLogits {

@@ -50,7 +50,7 @@ pub use chat::{ChatTemplate, Content, Message, Part, Role, TemplateVariables};
 pub use checkpointing::Recomputation;
 pub use config::{ModelConfig, RopeScaling, TextConfig, Tower, VisionConfig};
 pub use error::{Error, WeightProblem};
-pub use generate::{Generated, Generation};
+pub use generate::{Extrapolation, Generated, Generation};
 pub use lora::LoraConfig;
 pub use memory::{Hardware, MemoryPlan, Trained, Workload};
 pub use model::{QwenVl, TokenMask};

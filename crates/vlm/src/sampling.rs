@@ -55,41 +55,68 @@ pub(crate) struct Drawn {
     pub(crate) top_p_entropy: Option<f32>,
 }
 
+/// What the likelihoods of all tokens that can be drawn, relative to that of the most likely one, come to.
+#[derive(Clone, Copy)]
+struct Weighed {
+    best: usize,
+    /// Its logit.
+    highest: f32,
+    total: f64,
+    /// Not yet divided by `total`: the mean of the logarithms.
+    mean: f64,
+}
+
 impl Sampler {
     pub(crate) fn new(sampling: Sampling, top_p_entropy: Option<f32>) -> Self {
         Self { sampling, top_p_entropy, weights: Vec::new() }
     }
 
-    /// One token. `None` when the logits of what `mask` allows are not all finite, or it allows nothing.
-    pub(crate) fn draw(&mut self, logits: &[f32], mask: &TokenMask, stream: &mut impl Rng) -> Option<Drawn> {
+    /// One token of the distribution of `logits`, or of that of `chosen_by`: what is said about it is of `logits` all the
+    /// same. `None` when the logits of what `mask` allows are not all finite, or it allows nothing.
+    pub(crate) fn draw(
+        &mut self,
+        logits: &[f32],
+        chosen_by: Option<&[f32]>,
+        mask: &TokenMask,
+        stream: &mut impl Rng,
+    ) -> Option<Drawn> {
+        let said = self.weigh(logits, mask)?;
+        let top_p_entropy = self.top_p_entropy.map(|share| self.entropy_of_most_likely(f64::from(share) * said.total));
+        let Weighed { best, total, .. } = match chosen_by {
+            Some(logits) => self.weigh(logits, mask)?,
+            None => said,
+        };
+        let token = if self.sampling.temperature <= 0.0 { best } else { self.choose(best, total, stream) };
+        Some(Drawn {
+            token: token as u32,
+            log_prob: (self.relative(logits[token], said.highest).exp() / said.total).ln() as f32,
+            entropy: (said.total.ln() - said.mean / said.total) as f32,
+            top_p_entropy,
+        })
+    }
+
+    /// Logarithm of how likely a token is at the temperature (at 1 if that is 0), relative to one of the logit `highest`.
+    fn relative(&self, logit: f32, highest: f32) -> f64 {
         let temperature = self.sampling.temperature;
-        let greedy = temperature <= 0.0;
-        let temperature = if greedy { 1.0 } else { f64::from(temperature) };
+        let temperature = if temperature <= 0.0 { 1.0 } else { f64::from(temperature) };
+        (f64::from(logit) - f64::from(highest)) / temperature
+    }
+
+    fn weigh(&mut self, logits: &[f32], mask: &TokenMask) -> Option<Weighed> {
         let allowed = || logits.iter().enumerate().filter(|&(id, _)| mask.allows(id));
         let likelier =
             |best: (usize, f32), (id, &logit): (usize, &f32)| if logit > best.1 { (id, logit) } else { best };
         let (best, highest) = allowed().fold((0, f32::NEG_INFINITY), likelier);
-        let relative = |logit: f32| (f64::from(logit) - f64::from(highest)) / temperature;
         self.weights.clear();
         let (mut total, mut mean) = (0.0, 0.0);
         for (id, &logit) in allowed() {
-            let relative = relative(logit);
+            let relative = self.relative(logit, highest);
             let weight = relative.exp();
             total += weight;
             mean += weighted(weight, relative);
             self.weights.push((id, weight));
         }
-        if !(highest.is_finite() && total.is_finite()) {
-            return None;
-        }
-        let top_p_entropy = self.top_p_entropy.map(|share| self.entropy_of_most_likely(f64::from(share) * total));
-        let token = if greedy { best } else { self.choose(best, total, stream) };
-        Some(Drawn {
-            token: token as u32,
-            log_prob: (relative(logits[token]).exp() / total).ln() as f32,
-            entropy: (total.ln() - mean / total) as f32,
-            top_p_entropy,
-        })
+        (highest.is_finite() && total.is_finite()).then_some(Weighed { best, highest, total, mean })
     }
 
     /// Entropy of the most likely tokens that weigh `enough` together. Few do, mostly, so they are taken off a heap one
@@ -138,6 +165,25 @@ impl Sampler {
         // Rounding can leave a sliver after the last token; the most likely one takes it.
         chosen.map_or(best, |&(id, _)| id)
     }
+}
+
+/// Logits of `log p + gamma (log p - log q)`, p being the distribution of `policy` and q that of `base` over the tokens
+/// that `mask` allows; those of p where the divergence of p from q is below `threshold` nats.
+pub(crate) fn extrapolated(policy: &[f32], base: &[f32], mask: &TokenMask, gamma: f32, threshold: f32) -> Vec<f32> {
+    let allowed = || (0..policy.len()).filter(|&id| mask.allows(id));
+    let normaliser = |logits: &[f32]| {
+        let highest = allowed().fold(f32::NEG_INFINITY, |highest, id| highest.max(logits[id]));
+        let relative = |id| (f64::from(logits[id]) - f64::from(highest)).exp();
+        f64::from(highest) + allowed().map(relative).sum::<f64>().ln()
+    };
+    let (of_policy, of_base) = (normaliser(policy), normaliser(base));
+    let log_prob = |id: usize| f64::from(policy[id]) - of_policy;
+    let gained = |id: usize| log_prob(id) - (f64::from(base[id]) - of_base);
+    let divergence: f64 = allowed().map(|id| weighted(log_prob(id).exp(), gained(id))).sum();
+    if divergence < f64::from(threshold) {
+        return policy.to_vec();
+    }
+    (0..policy.len()).map(|id| (f64::from(policy[id]) + f64::from(gamma) * gained(id)) as f32).collect()
 }
 
 /// A logarithm times its weight: nothing where that is zero, although the logarithm is infinite.
@@ -214,7 +260,7 @@ mod tests {
         let (mut sampler, mut stream) = (Sampler::new(sampling, None), ChaCha8Rng::seed_from_u64(3));
         let mut counts = vec![0.0; logits.len()];
         for _ in 0..20_000 {
-            let Drawn { token, log_prob, .. } = sampler.draw(&logits, mask, &mut stream).unwrap();
+            let Drawn { token, log_prob, .. } = sampler.draw(&logits, None, mask, &mut stream).unwrap();
             counts[token as usize] += 1.0 / 20_000.0;
             let allowed: f32 = (0..5).filter(|&id| mask.allows(id)).map(|id| PROBABILITIES[id]).sum();
             let expected = (PROBABILITIES[token as usize] / allowed).ln();
@@ -264,7 +310,7 @@ mod tests {
         };
         let draw = |temperature, share| {
             let mut sampler = Sampler::new(Sampling::at(temperature), Some(share));
-            sampler.draw(&logits, &mask, &mut ChaCha8Rng::seed_from_u64(3)).unwrap()
+            sampler.draw(&logits, None, &mask, &mut ChaCha8Rng::seed_from_u64(3)).unwrap()
         };
         let whole = [0.5, 0.3, 0.15, 0.05];
         // 0.625 ln 1.6 + 0.375 ln 2.6667 = 0.293752 + 0.367811.
@@ -282,13 +328,56 @@ mod tests {
     }
 
     #[test]
+    fn what_was_gained_over_a_base_is_extrapolated() {
+        // The last token cannot be drawn, and counts nowhere.
+        let mask = TokenMask::new(4, [3]).unwrap();
+        // Logits are known but for a constant.
+        let logits = |p: [f32; 3], constant: f32| [p[0], p[1], p[2], 50.0].map(|p| p.ln() + constant);
+        let (policy, base) = (logits([0.5, 0.3, 0.2], 3.0), logits([0.4, 0.4, 0.2], -2.0));
+        let probabilities = |logits: &[f32], temperature: f32| {
+            let weights: Vec<f32> = logits[..3].iter().map(|logit| (logit / temperature).exp()).collect();
+            weights.iter().map(|weight| weight / weights.iter().sum::<f32>()).collect::<Vec<_>>()
+        };
+        let near = |found: &[f32], expected: [f32; 3], tolerance| {
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < tolerance), "{found:?}, not {expected:?}");
+        };
+        // p^2 / q is 0.625, 0.225, 0.2.
+        let found = extrapolated(&policy, &base, &mask, 1.0, 0.0);
+        near(&probabilities(&found, 1.0), [0.595_238, 0.214_286, 0.190_476], 1e-6);
+        assert_eq!(extrapolated(&policy, &base, &mask, 0.0, 0.0), policy);
+        assert_eq!(extrapolated(&policy, &policy, &mask, 3.0, 0.0), policy);
+        // The divergence is 0.5 ln 1.25 + 0.3 ln 0.75 = 0.025267.
+        assert_eq!(extrapolated(&policy, &base, &mask, 1.0, 0.02526), found);
+        assert_eq!(extrapolated(&policy, &base, &mask, 1.0, 0.02528), policy);
+
+        // The temperature comes behind it, and what is said of the token is of the policy at that temperature.
+        let (mut sampler, mut stream) = (Sampler::new(Sampling::at(0.5), None), ChaCha8Rng::seed_from_u64(3));
+        let (mut shares, said) = ([0.0; 3], probabilities(&policy, 0.5));
+        for _ in 0..20_000 {
+            let drawn = sampler.draw(&policy, Some(&found), &mask, &mut stream).unwrap();
+            shares[drawn.token as usize] += 1.0 / 20_000.0;
+            assert!((drawn.log_prob - said[drawn.token as usize].ln()).abs() < 1e-6);
+            let entropy: f32 = -said.iter().map(|p| p * p.ln()).sum::<f32>();
+            assert!((drawn.entropy - entropy).abs() < 1e-6);
+        }
+        // 0.595238, 0.214286 and 0.190476 squared, renormalised.
+        near(&shares, [0.811_688, 0.105_195, 0.083_117], 0.015);
+        // 0.4^2 / 0.5, 0.35^2 / 0.2, 0.25^2 / 0.3: the most likely token is another one.
+        let (policy, base) = (logits([0.4, 0.35, 0.25], 0.0), logits([0.5, 0.2, 0.3], 0.0));
+        let found = extrapolated(&policy, &base, &mask, 1.0, 0.0);
+        let mut greedy = Sampler::new(Sampling::GREEDY, None);
+        assert_eq!(greedy.draw(&policy, None, &mask, &mut stream).unwrap().token, 0);
+        assert_eq!(greedy.draw(&policy, Some(&found), &mask, &mut stream).unwrap().token, 1);
+    }
+
+    #[test]
     fn broken_logits_draw_nothing() {
         let (mut sampler, mut stream) = (Sampler::new(Sampling::at(1.0), None), ChaCha8Rng::seed_from_u64(3));
         let mask = TokenMask::new(2, []).unwrap();
         for broken in [[f32::NAN, 1.0], [1.0, f32::NAN], [f32::INFINITY, 1.0], [f32::NEG_INFINITY; 2]] {
-            assert_eq!(sampler.draw(&broken, &mask, &mut stream), None);
+            assert_eq!(sampler.draw(&broken, None, &mask, &mut stream), None);
         }
-        assert!(sampler.draw(&[f32::NEG_INFINITY, 1.0], &mask, &mut stream).is_some());
+        assert!(sampler.draw(&[f32::NEG_INFINITY, 1.0], None, &mask, &mut stream).is_some());
     }
 
     #[test]
