@@ -119,7 +119,7 @@ fn what_extrapolates_by_nothing_or_from_itself_draws_the_same() {
             let options = generation(sampling, &mask, &stop_tokens);
             let draw = |base, gamma, threshold| {
                 let extrapolation = Extrapolation { base, gamma, threshold };
-                model.generate_extrapolated(&prompts, 3, &options, &extrapolation).unwrap()
+                model.generate_extrapolated(&prompts, 3, &options, &extrapolation, |_, _| {}).unwrap()
             };
             let plain = model.generate(&prompts, 3, &options).unwrap();
             assert_eq!(draw(&base, 0.0, 0.0), plain);
@@ -151,7 +151,7 @@ fn extrapolated_greedy_tokens_are_those_of_the_two_models() {
         for _ in 0..2 {
             let threshold = divergences[divergences.len() / 4];
             let extrapolation = Extrapolation { base: &base, gamma: GAMMA as f32, threshold: threshold as f32 };
-            let drawn = model.generate_extrapolated(&prompts, 2, &options, &extrapolation).unwrap();
+            let drawn = model.generate_extrapolated(&prompts, 2, &options, &extrapolation, |_, _| {}).unwrap();
             let lengths = drawn.iter().flatten().map(|completion| completion.tokens.len());
             let (shortest, longest) = (lengths.clone().min().unwrap(), lengths.max().unwrap());
             println!("{}: threshold {threshold:.4}, {shortest} to {longest} tokens", dir.display());
@@ -192,7 +192,7 @@ fn extrapolated_greedy_tokens_are_those_of_the_two_models() {
         config.text_config.vocab_size += 8;
         let larger = QwenVl::new(&config, 9, &device());
         let extrapolation = Extrapolation { base: &larger, gamma: 1.0, threshold: 0.0 };
-        let refused = model.generate_extrapolated(&prompts, 1, &options, &extrapolation).unwrap_err();
+        let refused = model.generate_extrapolated(&prompts, 1, &options, &extrapolation, |_, _| {}).unwrap_err();
         assert!(matches!(refused, Error::OtherVocabulary { base: 528, policy: 520 }), "{refused}");
     }
 }

@@ -52,7 +52,7 @@ pub enum Error {
         /// The method, by name.
         method: String,
         /// What it wants.
-        capability: Capability,
+        capability: Box<Capability>,
         /// Why it cannot be had.
         reason: String,
     },
@@ -62,7 +62,7 @@ pub enum Error {
         /// The second method, by name.
         method: String,
         /// What they do not agree on.
-        capability: Capability,
+        capability: Box<Capability>,
     },
     /// A signal that was asked for did not come, or one is read that was not asked for.
     #[error("there are no {signal}")]

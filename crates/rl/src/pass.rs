@@ -166,7 +166,7 @@ fn experts<P>(groups: &[Group<P>]) -> Option<Vec<Vec<f32>>> {
 /// Refuses credit that is not one sound weight a token.
 pub(crate) fn check_weights(method: &str, credit: &TokenCredit, completion: usize, tokens: usize) -> Result<(), Error> {
     let kept = credit.kept.as_ref().map_or(tokens, Vec::len);
-    for found in [credit.weights.len(), kept].into_iter().filter(|&found| found != tokens) {
+    if let Some(found) = [credit.weights.len(), kept].into_iter().find(|&found| found != tokens) {
         return Err(Error::CreditLength { completion, found, expected: tokens });
     }
     let unsound = |weight: &f32| !(weight.is_finite() && *weight >= 0.0);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 /// [`crate::Policy::score`] where the sampler does not know it. Each changed view is a forward pass of its own, whoever
 /// reads it. [`crate::Policy::offers`] is asked before the first step.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are flags that have nothing to do with each other")]
 pub struct SignalSet {
     /// The entropy of the distribution that each token was drawn from.
     pub entropy: bool,

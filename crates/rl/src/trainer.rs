@@ -126,7 +126,7 @@ impl<P: Policy> Trainer<P> {
         algorithm.check()?;
         credit.check(&policy)?;
         if algorithm.advantage.reads_features() {
-            offered(&policy, "the advantage", Capability::Features)?;
+            offered(&policy, "the advantage", &Capability::Features)?;
         }
         let reference = algorithm.kl.map(|_| policy.valid().materialize());
         Ok(Self { policy, reference, optimizer, algorithm, credit, options, steps: 0 })

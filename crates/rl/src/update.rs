@@ -165,7 +165,9 @@ impl<P: Policy> Trainer<P> {
         for filter in &self.algorithm.filters {
             for (group, advantages) in groups.iter().zip(&mut advantages) {
                 let factor = filter.factor(&group.rewards)?;
-                advantages.iter_mut().for_each(|advantage| *advantage *= factor);
+                for advantage in advantages {
+                    *advantage *= factor;
+                }
             }
         }
         Ok(advantages)
@@ -241,7 +243,9 @@ impl<P: Policy> Trainer<P> {
                 pass.micro_batch(policy, micro_batches[job].clone())
             })?;
         let mut sums = TokenSums::default();
-        found.iter().for_each(|found| sums.add(found));
+        for found in &found {
+            sums.add(found);
+        }
         Ok((gradients, sums))
     }
 

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::FloatDType;
 use firesight_vlm::{
-    Generated, Generation, Message, Part, ProcessedImage, Processor, QwenVl, Role, Sampling, TokenMask, read_image,
+    Extrapolation, Generated, Generation, Message, Part, ProcessedImage, Processor, QwenVl, Role, Sampling, TokenMask,
+    read_image,
 };
 
 use crate::Error;
@@ -34,12 +35,27 @@ pub struct Speech {
     pub top_p: Option<f32>,
     /// Only tokens at least this share as likely as the likeliest.
     pub min_p: Option<f32>,
+    /// Answers by what training has gained over another model.
+    pub extrapolation: Option<SpeechExtrapolation>,
+}
+
+/// See [`Extrapolation`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpeechExtrapolation {
+    /// Directory of the model that training began with.
+    pub base: PathBuf,
+    /// How far beyond the trained model.
+    pub gamma: f32,
+    /// Where the two differ by less than this, in nats, the trained model answers alone.
+    pub threshold: f32,
 }
 
 /// A conversation with a model.
 #[derive(Debug)]
 pub struct Conversation {
     model: QwenVl,
+    /// The model that it was trained from, where answers extrapolate.
+    base: Option<(QwenVl, SpeechExtrapolation)>,
     processor: Processor,
     mask: TokenMask,
     sampling: Sampling,
@@ -75,7 +91,13 @@ impl Conversation {
         if let Some(adapter) = &speech.adapter {
             model = model.with_adapter(adapter)?.materialize();
         }
-        let model = model.with_precision(precision(&speech.device, speech.dtype));
+        let precision = precision(&speech.device, speech.dtype);
+        let model = model.with_precision(precision);
+        let base = |extrapolation: &SpeechExtrapolation| -> Result<_, Error> {
+            let base = QwenVl::from_dir_as(&extrapolation.base, speech.dtype, &device)?;
+            Ok((base.with_precision(precision), extrapolation.clone()))
+        };
+        let base = speech.extrapolation.as_ref().map(base).transpose()?;
         let published = processor.sampling();
         Ok(Self {
             mask: model.token_mask(processor.suppressed_tokens())?,
@@ -89,6 +111,7 @@ impl Conversation {
             seed: speech.seed,
             messages: system.into_iter().map(Message::system).collect(),
             model,
+            base,
             processor,
             images,
             shown: 0,
@@ -166,14 +189,21 @@ impl Conversation {
         };
         let mut text = self.processor.tokenizer().text_stream();
         let mut failed = None;
-        let mut answers = self.model.generate_streaming(&[&prompt], count, &generation, |completion, token| {
+        let on_token = |completion, token| {
             if completion == 0 && failed.is_none() {
                 match text.push(token) {
                     Ok(piece) => heard(&piece.unwrap_or_default()),
                     Err(error) => failed = Some(error),
                 }
             }
-        })?;
+        };
+        let mut answers = match &self.base {
+            None => self.model.generate_streaming(&[&prompt], count, &generation, on_token)?,
+            Some((base, SpeechExtrapolation { gamma, threshold, .. })) => {
+                let extrapolation = Extrapolation { base, gamma: *gamma, threshold: *threshold };
+                self.model.generate_extrapolated(&[&prompt], count, &generation, &extrapolation, on_token)?
+            }
+        };
         match failed {
             Some(error) => Err(error.into()),
             None => Ok(answers.remove(0)),

@@ -141,7 +141,9 @@ impl Credit {
             for capability in method.capabilities()? {
                 if let Err(reason) = offers(sees, &capability) {
                     let method = method.name().into();
-                    return Err(firesight_rl::Error::Capability { method, capability, reason }.into());
+                    return Err(
+                        firesight_rl::Error::Capability { method, capability: Box::new(capability), reason }.into()
+                    );
                 }
             }
         }
@@ -293,7 +295,7 @@ mod tests {
         assert!(error.starts_with("vppo: unknown field `shore`, expected one of `share`"), "{error}");
         let error = read(r#"credit = { name = "uniform", share = 0.2 }"#).unwrap_err();
         assert!(error.starts_with("uniform: "), "{error}");
-        let error = read(r#"credit = [3]"#).unwrap_err();
+        let error = read("credit = [3]").unwrap_err();
         assert_eq!(error, "a credit method is a name or a table, not integer");
     }
 

@@ -202,7 +202,12 @@ fn check_capabilities(config: &RunConfig, sees: bool) -> Result<(), Error> {
     if config.reinforcement.algorithm.advantage.reads_features() {
         let capability = Capability::Features;
         if let Err(reason) = offers(sees, &capability) {
-            return Err(TrainerError::Capability { method: "the advantage".into(), capability, reason }.into());
+            return Err(TrainerError::Capability {
+                method: "the advantage".into(),
+                capability: Box::new(capability),
+                reason,
+            }
+            .into());
         }
     }
     Ok(())

@@ -52,7 +52,7 @@ pub use config::{
     ChartData, Checkpoint, Data, Dtype, Evaluation, FileData, Log, Reinforcement, RunConfig, Supervised, Trainable,
     WeightDecayOn,
 };
-pub use conversation::{Answer, Conversation, Speech};
+pub use conversation::{Answer, Conversation, Speech, SpeechExtrapolation};
 pub use credit::{Credit, CreditConfig};
 pub use deep::{Agreement, DeepDiagnosis, Rate, StepCost, deep_diagnosis};
 pub use device::device;

@@ -105,8 +105,8 @@ impl QwenVl {
         Ok(self.draw(prompts, completions, options, None, None, on_token)?.0)
     }
 
-    /// Like [`QwenVl::generate`], drawing from what `extrapolation` says. [`Generated::log_probs`] stay those of this model
-    /// alone.
+    /// Like [`QwenVl::generate_streaming`], drawing from what `extrapolation` says. [`Generated::log_probs`] stay those of
+    /// this model alone.
     ///
     /// # Errors
     /// As there, for the base as well, and [`Error::OtherVocabulary`] when it has another.
@@ -116,12 +116,13 @@ impl QwenVl {
         completions: usize,
         options: &Generation<'_>,
         extrapolation: &Extrapolation<'_>,
+        on_token: impl FnMut(usize, u32),
     ) -> Result<Vec<Vec<Generated>>, Error> {
         let [base, policy] = [extrapolation.base, self].map(|model| model.config().text_config.vocab_size);
         if base != policy {
             return Err(Error::OtherVocabulary { base, policy });
         }
-        Ok(self.draw(prompts, completions, options, None, Some(extrapolation), |_, _| {})?.0)
+        Ok(self.draw(prompts, completions, options, None, Some(extrapolation), on_token)?.0)
     }
 
     fn draw(

@@ -17,7 +17,7 @@ impl<P> FromIterator<Box<dyn CreditAssigner<P> + Send>> for CreditList<P> {
 
 impl<P> fmt::Debug for CreditList<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|method| method.name())).finish()
+        f.debug_list().entries(self.0.iter().map(CreditAssigner::name)).finish()
     }
 }
 
@@ -33,7 +33,8 @@ impl<P> CreditList<P> {
     /// Those of the methods; [`Error::Conflict`] when two of them want different states.
     pub fn signals(&self, prompts: &[&P]) -> Result<SignalSet, Error> {
         self.0.iter().try_fold(SignalSet::default(), |all, method| {
-            let conflict = |capability| Error::Conflict { method: method.name().into(), capability };
+            let conflict =
+                |capability| Error::Conflict { method: method.name().into(), capability: Box::new(capability) };
             all.with(method.signals(prompts)?).map_err(conflict)
         })
     }
@@ -47,7 +48,7 @@ impl<P> CreditList<P> {
         for method in &self.0 {
             method.check()?;
             for capability in method.signals(&[])?.capabilities() {
-                offered(policy, method.name(), capability)?;
+                offered(policy, method.name(), &capability)?;
             }
         }
         Ok(())
@@ -153,7 +154,8 @@ pub fn assign_from_signals<P>(
 }
 
 /// Refuses what a policy does not offer to a method.
-pub(crate) fn offered(policy: &impl Policy, method: &str, capability: Capability) -> Result<(), Error> {
-    let refused = |reason| Error::Capability { method: method.into(), capability: capability.clone(), reason };
-    policy.offers(&capability).map_err(refused)
+pub(crate) fn offered(policy: &impl Policy, method: &str, capability: &Capability) -> Result<(), Error> {
+    let refused =
+        |reason| Error::Capability { method: method.into(), capability: Box::new(capability.clone()), reason };
+    policy.offers(capability).map_err(refused)
 }
