@@ -18,8 +18,9 @@ const MOST_SEEDS: u64 = 1000;
 pub(crate) struct Arguments {
     #[command(flatten)]
     configuration: Configuration,
-    /// Ways to split an advantage over tokens, separated by commas; uniform, which they are compared with, always is
-    /// one. That of the configuration has its settings, others their defaults.
+    /// Ways to split an advantage over tokens, separated by commas: a method such as kawhi or vppo, or the product of
+    /// several, as in kawhi+vppo. Uniform, which they are compared with, always is one. A method that the configuration
+    /// has is meant with its settings there, others with their defaults.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
     credit: Vec<String>,
     /// Seeds: 0..9 for all from 0 to 9, both included, or a list such as 0,3,7.

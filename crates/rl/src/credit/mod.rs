@@ -213,10 +213,10 @@ macro_rules! forward_to_contents {
 
 forward_to_contents!(Box, Arc);
 
-/// Makes a file and a row of every method.
+/// Makes a module and a row of every method; the types of its settings come in braces.
 macro_rules! methods {
-    ($($(#[$what:meta])* $file:ident: $name:ident),+ $(,)?) => {
-        $(mod $file; pub use $file::$name;)+
+    ($($(#[$what:meta])* $file:ident: $name:ident $({ $($setting:ident),+ })?),+ $(,)?) => {
+        $(mod $file; pub use $file::{$name $(, $($setting),+)?};)+
 
         /// The credit methods of this crate with their settings. In a file: `{ name = "vppo", share = 0.4 }`.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -259,7 +259,7 @@ methods! {
     /// The tokens that depend most on the image, and completions that depend on it.
     vppo: Vppo,
     /// Tokens, and completions, whose states look like the image's.
-    vgpo: Vgpo,
+    vgpo: Vgpo { Compensation, Focus },
     /// Perception against a changed image, reasoning against a response without its perception.
-    srpo: Srpo,
+    srpo: Srpo { Perception },
 }
