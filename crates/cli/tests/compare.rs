@@ -49,6 +49,8 @@ fn a_comparison_is_done_once_and_may_grow() {
     has(&first.error, &["seed 0: ", "seed 1, kawhi: ", "comparison 4/4"]);
     let table = fs::read_to_string(own.path("c/table.md")).unwrap();
     has(&table, &["| kawhi ", "| uniform "]);
+    let page = fs::read_to_string(own.path("c/report.html")).unwrap();
+    has(&page, &["Content-Security-Policy", "\"title\":\"Held-out accuracy\"", "\"name\":\"kawhi\",\"steps\":[0,1,2]"]);
     let found = results(&own, "c");
     assert_eq!(found.len(), 4);
     for line in &found {

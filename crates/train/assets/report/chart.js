@@ -16,8 +16,8 @@ function band(curves, ends, fill) {
 }
 
 /**
- * Draws curves, `{data, options}` each, those first that have a label. The legend has their values at the cursor, or the
- * last ones.
+ * Draws curves, `{data, options}` each, those first that have a label. The legend has their values at the cursor, or
+ * the last ones.
  */
 function chart(place, steps, curves, bands, { height = HEIGHT, format = shown } = {}) {
   const axis = { font: "11px system-ui, sans-serif", stroke: style("--quiet"), ticks: { show: false } };
