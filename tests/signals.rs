@@ -236,8 +236,8 @@ fn attention_that_visual_tokens_receive_agrees() {
     assert!(checked > 0, "no case with states of the vision tower");
 }
 
-/// Completion tokens and visual tokens have the states that transformers computes at their own positions: those of which
-/// the output head makes its logits, and where the oracle has the states, these.
+/// Completion tokens and visual tokens have the states that transformers computes at their own positions: those of
+/// which the output head makes its logits, and where the oracle has the states, these.
 #[test]
 fn hidden_states_agree() {
     for (dir, cases) in models() {

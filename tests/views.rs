@@ -1,5 +1,5 @@
-//! Prompts under a changed view: a model scores them as it scores the prompt that was rendered like that from the start.
-//! And what two models make of the same prompt, put together when completions are drawn.
+//! Prompts under a changed view: a model scores them as it scores the prompt that was rendered like that from the
+//! start. And what two models make of the same prompt, put together when completions are drawn.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -130,8 +130,8 @@ fn what_extrapolates_by_nothing_or_from_itself_draws_the_same() {
     }
 }
 
-/// The arg max of `log p + gamma (log p - log q)`, recomputed from the logits that both models have for the whole of what
-/// was drawn; where the two are closer than the threshold, that of p alone.
+/// The arg max of `log p + gamma (log p - log q)`, recomputed from the logits that both models have for the whole of
+/// what was drawn; where the two are closer than the threshold, that of p alone.
 #[test]
 fn extrapolated_greedy_tokens_are_those_of_the_two_models() {
     const GAMMA: f64 = 0.7;

@@ -43,8 +43,8 @@ pub struct Generated {
 }
 
 /// Draws by what training gained: `log p + gamma (log p - log q)` of the policy p and the model q it was trained from,
-/// renormalised (delta-log-p, arXiv 2603.22117). Both are taken at temperature 1 over the tokens that the mask allows; the
-/// sampling, temperature included, comes behind it.
+/// renormalised (delta-log-p, arXiv 2603.22117). Both are taken at temperature 1 over the tokens that the mask allows;
+/// the sampling, temperature included, comes behind it.
 #[derive(Debug, Clone, Copy)]
 pub struct Extrapolation<'a> {
     /// The model that the policy was trained from. It sees the same prompts, and the completions as they are drawn.
@@ -52,8 +52,8 @@ pub struct Extrapolation<'a> {
     /// How far beyond the policy; 0 draws from the policy itself.
     pub gamma: f32,
     /// Where the divergence of the policy from the base, KL(p || q), is below this, in nats, a token is drawn from the
-    /// policy itself. 0 extrapolates everywhere. Inferred: the paper restricts itself to informative tokens too, but this
-    /// may not be its measure.
+    /// policy itself. 0 extrapolates everywhere. Inferred: the paper restricts itself to informative tokens too, but
+    /// this may not be its measure.
     pub threshold: f32,
 }
 
@@ -76,8 +76,8 @@ impl QwenVl {
 
     /// Like [`QwenVl::generate`], with what `probe` asks for of the passes that draw the completions.
     ///
-    /// The last token of a completion predicts nothing. Where states are asked for, those that have not run when all are
-    /// drawn run as well, as far as the queries of the last layer, or to its end for hidden states.
+    /// The last token of a completion predicts nothing. Where states are asked for, those that have not run when all
+    /// are drawn run as well, as far as the queries of the last layer, or to its end for hidden states.
     ///
     /// # Errors
     /// As there, and when the probe asks for something that is not there.
@@ -338,7 +338,8 @@ impl Drawing<'_> {
         hidden
     }
 
-    /// Runs the last tokens of the completions that ended last, once all are drawn, as far as anybody wants their states.
+    /// Runs the last tokens of the completions that ended last, once all are drawn, as far as anybody wants their
+    /// states.
     fn run_rest(&mut self, tap: Option<&mut Tap>) {
         let tokens = self.last_tokens();
         if self.hidden.is_some() {

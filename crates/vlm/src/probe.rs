@@ -1,6 +1,6 @@
 //! What credit assignment reads of a forward pass: states of the last decoder layer, what comes out of it, how much
-//! attention visual tokens receive in the vision tower, and how sure the policy was of each token. All of it comes out of
-//! passes that happen anyway, and lies outside the autodiff graph.
+//! attention visual tokens receive in the vision tower, and how sure the policy was of each token. All of it comes out
+//! of passes that happen anyway, and lies outside the autodiff graph.
 
 use std::ops::Range;
 
@@ -21,8 +21,8 @@ pub struct Probe {
     /// The entropy of the distribution of every token that is drawn. A scoring pass needs no asking: its
     /// [entropy](crate::CompletionScores::entropy) is part of the result.
     pub entropy: bool,
-    /// The entropy of the smallest set of most likely tokens that has this share of the probability together, above 0 and
-    /// at most 1: the token that reaches it belongs to the set. Of tokens that are drawn; refused when scoring.
+    /// The entropy of the smallest set of most likely tokens that has this share of the probability together, above 0
+    /// and at most 1: the token that reaches it belongs to the set. Of tokens that are drawn; refused when scoring.
     pub top_p_entropy: Option<f32>,
     /// What comes out of the last decoder layer.
     pub hidden: bool,
@@ -67,8 +67,9 @@ pub struct Probed {
     /// For every prompt the share of attention that each visual token receives in the last block of the vision tower
     /// that attends to the whole image: a mean over heads, queries and the patches of the token.
     pub image_attention: Option<Vec<Tensor<1>>>,
-    /// Of drawing alone: for every completion, those of all prompts one after another, one number per token. The entropy,
-    /// in nats, of the distribution at the temperature (at 1 if that is 0) over all tokens that the mask allows.
+    /// Of drawing alone: for every completion, those of all prompts one after another, one number per token. The
+    /// entropy, in nats, of the distribution at the temperature (at 1 if that is 0) over all tokens that the mask
+    /// allows.
     pub entropy: Option<Vec<Vec<f32>>>,
     /// Laid out like `entropy`: that of the same distribution, cut to the set that was asked for and renormalised.
     pub top_p_entropy: Option<Vec<Vec<f32>>>,
@@ -79,8 +80,8 @@ pub struct Probed {
 /// Hidden states behind the last decoder layer and the norm that follows it, in float32.
 #[derive(Debug, Clone)]
 pub struct LastHidden {
-    /// `[tokens, hidden_size]`, tokens of the completions of all prompts one after another: each token's state at its own
-    /// position, which is what the next token is predicted from.
+    /// `[tokens, hidden_size]`, tokens of the completions of all prompts one after another: each token's state at its
+    /// own position, which is what the next token is predicted from.
     pub response: Tensor<2>,
     /// For every prompt `[visual tokens, hidden_size]`, in the order of the prompt.
     pub visual: Vec<Tensor<2>>,

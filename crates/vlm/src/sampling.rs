@@ -71,8 +71,8 @@ impl Sampler {
         Self { sampling, top_p_entropy, weights: Vec::new() }
     }
 
-    /// One token of the distribution of `logits`, or of that of `chosen_by`: what is said about it is of `logits` all the
-    /// same. `None` when the logits of what `mask` allows are not all finite, or it allows nothing.
+    /// One token of the distribution of `logits`, or of that of `chosen_by`: what is said about it is of `logits` all
+    /// the same. `None` when the logits of what `mask` allows are not all finite, or it allows nothing.
     pub(crate) fn draw(
         &mut self,
         logits: &[f32],
@@ -95,7 +95,8 @@ impl Sampler {
         })
     }
 
-    /// Logarithm of how likely a token is at the temperature (at 1 if that is 0), relative to one of the logit `highest`.
+    /// Logarithm of how likely a token is at the temperature (at 1 if that is 0), relative to one of the logit
+    /// `highest`.
     fn relative(&self, logit: f32, highest: f32) -> f64 {
         let temperature = self.sampling.temperature;
         let temperature = if temperature <= 0.0 { 1.0 } else { f64::from(temperature) };

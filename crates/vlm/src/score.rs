@@ -73,8 +73,8 @@ impl QwenVl {
     /// When `batch` is empty.
     ///
     /// # Errors
-    /// When a token id is outside the vocabulary, a sequence is longer than the context, or the probe asks for something
-    /// that is not there or comes of drawing alone.
+    /// When a token id is outside the vocabulary, a sequence is longer than the context, or the probe asks for
+    /// something that is not there or comes of drawing alone.
     pub fn score(
         &self,
         batch: &[Scored<'_>],

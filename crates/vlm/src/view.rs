@@ -76,8 +76,8 @@ impl ImageChange {
     /// What cannot be done to an image: the field, and what is wrong with it.
     ///
     /// # Errors
-    /// For sizes of zero, a share that is no probability, a deviation that is negative or not finite, and a `sigma` that is
-    /// not above 0 or larger than 1000.
+    /// For sizes of zero, a share that is no probability, a deviation that is negative or not finite, and a `sigma`
+    /// that is not above 0 or larger than 1000.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         match *self {
             Self::Blacken { patch: 0, .. } => Err(("patch", "must be at least 1".into())),
@@ -140,14 +140,14 @@ impl ImageChange {
 }
 
 impl Processor {
-    /// The prompt with its images changed, or without them. What it does not take out, it leaves in its place: images keep
-    /// their size and so their visual tokens. A prompt without images stays as it is.
+    /// The prompt with its images changed, or without them. What it does not take out, it leaves in its place: images
+    /// keep their size and so their visual tokens. A prompt without images stays as it is.
     ///
     /// What is random is a function of `seed` and `index` alone: other indices give other pictures.
     ///
     /// # Errors
-    /// [`Error::ImageChange`] for what [`ImageChange::check`] refuses, [`Error::NoVision`] for a model of text alone, and
-    /// [`Error::ImageSize`] for an image whose picture is not as large as its patches.
+    /// [`Error::ImageChange`] for what [`ImageChange::check`] refuses, [`Error::NoVision`] for a model of text alone,
+    /// and [`Error::ImageSize`] for an image whose picture is not as large as its patches.
     pub fn changed(&self, prompt: &Prompt, change: &ImageChange, seed: u64, index: u64) -> Result<Prompt, Error> {
         change.check().map_err(|(field, problem)| Error::ImageChange { field, problem })?;
         if prompt.images().is_empty() {
