@@ -1,9 +1,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Advantage, AdvantageEstimator, Aggregation, Baseline, Cispo, Clip, Error, Filter, Fipo, Gdpo, GroupFilter,
-    KlEstimator, KlPenalty, KlPlacement, Overlong, PolicyLoss, RatioLevel, Relative, Sapo, Scale, Surrogate, Tgrl,
-    Vespo,
+    Advantage, AdvantageEstimator, Aggregation, Baseline, Cispo, Clip, Error, Filter, Fipo, Gdpo, Group, GroupFilter,
+    KlEstimator, KlPenalty, KlPlacement, Overlong, PolicyLoss, RatioLevel, Relative, Reward, Sapo, Scale, Surrogate,
+    Tgrl, Vespo,
 };
 
 /// An algorithm: a point in the space of independent choices. The constructors name the published points; every field
@@ -245,6 +245,13 @@ impl Algorithm {
             ("vespo", Self::vespo()),
             ("gdpo", Self::gdpo()),
         ]
+    }
+
+    /// The product of what the filters say of the completions that a policy drew for a group.
+    pub(crate) fn filtered<P>(&self, group: &Group<P>) -> Result<f32, Error> {
+        let own = group.completions.iter().zip(&group.rewards).filter(|(completion, _)| !completion.expert);
+        let rewards: Vec<Reward> = own.map(|(_, reward)| reward.clone()).collect();
+        self.filters.iter().try_fold(1.0, |factor, filter| Ok(factor * filter.factor(&rewards)?))
     }
 
     /// Refuses settings that mean nothing.

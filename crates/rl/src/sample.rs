@@ -6,8 +6,8 @@ use crate::beforehand::Asking;
 use crate::error::check_count;
 use crate::parallel::{check_groups, draw_in_parallel};
 use crate::{
-    Completion, Error, Group, GroupFilter, Options, Policy, Reward, RewardFailure, Rollout, Sampler, Sampling,
-    SignalSet, Task, Tgrl, Timing, Trainer,
+    Completion, Error, Group, Options, Policy, Reward, RewardFailure, Rollout, Sampler, Sampling, SignalSet, Task,
+    Tgrl, Timing, Trainer,
 };
 
 impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
@@ -152,8 +152,7 @@ impl<P: Policy + Sampler<P::Prompt>> Trainer<P> {
 impl<P: Policy> Trainer<P> {
     /// Whether the completions of a group have different rewards, and no filter drops it.
     fn teaches(&self, group: &Group<P::Prompt>) -> Result<bool, Error> {
-        let mut factors = self.algorithm.filters.iter().map(|filter| filter.factor(&group.rewards));
-        Ok(!group.rewards_are_equal() && factors.try_fold(true, |all, factor| Ok::<_, Error>(all && factor? > 0.0))?)
+        Ok(!group.rewards_are_equal() && self.algorithm.filtered(group)? > 0.0)
     }
 
     /// Lets the expert's completion join each group that fails often enough, if it has one and the expert's is right.
@@ -181,7 +180,14 @@ impl<P: Policy> Trainer<P> {
         check_count("rewards", rewards.len(), graded.len())?;
         let (mut joining, mut right) = (Vec::new(), Vec::new());
         for ((place, (_, completion)), reward) in places.into_iter().zip(written).zip(rewards) {
-            let reward = reward.map_err(|source| Error::Expert { sample: place, source })?;
+            let reward = match reward {
+                Err(source) if self.options.reward_failure == RewardFailure::Stop => {
+                    return Err(Error::Expert { sample: place, source });
+                }
+                // What nobody could grade is not known to be right.
+                Err(_) => continue,
+                Ok(reward) => reward,
+            };
             if reward.is_right() {
                 let prompt = groups[place].prompt.clone();
                 joining.push(Group { prompt, completions: vec![completion], rewards: Vec::new() });

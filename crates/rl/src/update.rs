@@ -12,8 +12,8 @@ use crate::metrics::{TokenSums, update_metrics};
 use crate::pass::Pass;
 use crate::rows::{mask, pad, sampled, values};
 use crate::{
-    AdvantageEstimator, AdvantageInput, Coefficients, Completion, Error, Group, GroupFilter, KlPenalty, KlPlacement,
-    Metrics, Policy, Reward, SignalSet, Timing, TokenCredit, Trainer, Update, clip_global_norm, gradients_in_parallel,
+    AdvantageEstimator, AdvantageInput, Coefficients, Completion, Error, Group, KlPenalty, KlPlacement, Metrics,
+    Policy, Reward, SignalSet, Timing, TokenCredit, Trainer, Update, clip_global_norm, gradients_in_parallel,
     spectral_entropy, top_entropy_mask,
 };
 
@@ -162,12 +162,10 @@ impl<P: Policy> Trainer<P> {
                 return Err(Error::NonFiniteAdvantage { group, completion });
             }
         }
-        for filter in &self.algorithm.filters {
-            for (group, advantages) in groups.iter().zip(&mut advantages) {
-                let factor = filter.factor(&group.rewards)?;
-                for advantage in advantages {
-                    *advantage *= factor;
-                }
+        for (group, advantages) in groups.iter().zip(&mut advantages) {
+            let factor = self.algorithm.filtered(group)?;
+            for advantage in advantages {
+                *advantage *= factor;
             }
         }
         Ok(advantages)
