@@ -151,6 +151,7 @@ mod parallel;
 mod pass;
 mod policy;
 mod pool;
+mod quantile;
 mod random;
 mod reward;
 mod rollout;

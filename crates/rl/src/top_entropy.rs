@@ -1,12 +1,11 @@
+use crate::quantile::quantile;
+
 /// Marks by one the tokens whose entropy is among the highest `share` of all rows, and by zero the others: not below the
 /// quantile `1 - share`, interpolated linearly between neighbours (arXiv 2506.01939, section 5).
 pub fn top_entropy_mask(entropies: &[Vec<f32>], share: f32) -> Vec<Vec<f32>> {
-    let mut sorted: Vec<f32> = entropies.iter().flatten().copied().collect();
-    sorted.sort_unstable_by(f32::total_cmp);
-    let Some(last) = sorted.len().checked_sub(1) else { return vec![Vec::new(); entropies.len()] };
-    let rank = (1.0 - f64::from(share)).clamp(0.0, 1.0) * last as f64;
-    let (below, above) = (f64::from(sorted[rank.floor() as usize]), f64::from(sorted[rank.ceil() as usize]));
-    let threshold = (below + (above - below) * rank.fract()) as f32;
+    let values = entropies.iter().flatten().copied().map(f64::from);
+    let Some(threshold) = quantile(values, 1.0 - f64::from(share)) else { return vec![Vec::new(); entropies.len()] };
+    let threshold = threshold as f32;
     let mark = |entropy: &f32| f32::from(u8::from(*entropy >= threshold));
     entropies.iter().map(|row| row.iter().map(mark).collect()).collect()
 }

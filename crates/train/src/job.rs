@@ -62,8 +62,7 @@ impl Job {
     /// As there, and what `more` returns.
     pub fn rewarded(config: &RunConfig, more: &More<'_>) -> Result<Self, Error> {
         let base = Base::new(config)?;
-        check_heads(config, base.model_config.text_config.num_attention_heads)?;
-        check_capabilities(config, base.model_config.vision_config.is_some())?;
+        base.check(config)?;
         let (context, longest) =
             (base.model_config.text_config.max_position_embeddings, config.reinforcement.max_tokens);
         let new = |source: Source| Questions::new(source, base.processor.clone(), config.seed).within(context, longest);
@@ -109,6 +108,12 @@ impl Job {
 }
 
 impl Base {
+    /// Refuses methods that need what the model cannot do, and heads that it does not have, before anything is trained.
+    pub(crate) fn check(&self, config: &RunConfig) -> Result<(), Error> {
+        check_heads(config, self.model_config.text_config.num_attention_heads)?;
+        check_capabilities(config, self.model_config.vision_config.is_some())
+    }
+
     /// Reads the model directory but for the weights.
     pub(crate) fn new(config: &RunConfig) -> Result<Self, Error> {
         let device = device(&config.device)?;
@@ -196,7 +201,7 @@ impl Base {
 /// What `freeze_vision_tower` freezes.
 pub(crate) const TOWER: [Component; 2] = [Component::Vision, Component::Merger];
 
-/// Refuses methods that need what the model cannot do, before anything is trained.
+/// Refuses methods that need eyes which the model does not have.
 fn check_capabilities(config: &RunConfig, sees: bool) -> Result<(), Error> {
     config.reinforcement.credit.check_capabilities(sees)?;
     if config.reinforcement.algorithm.advantage.reads_features() {
@@ -213,7 +218,7 @@ fn check_capabilities(config: &RunConfig, sees: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses heads that are not there before anything is trained; credit would find out at the first rollout.
+/// Refuses heads that are not there; credit would find out at the first rollout.
 fn check_heads(config: &RunConfig, heads: usize) -> Result<(), Error> {
     let Some(KawhiConfig { heads: Heads::List(list), .. }) = config.reinforcement.credit.kawhi() else {
         return Ok(());

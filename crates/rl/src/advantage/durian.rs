@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{AdvantageEstimator, AdvantageInput, Deviation, mean};
+use crate::quantile::quantile;
 use crate::{Error, Reward};
 
 /// Durian, difficulty-aware group normalisation (arXiv 2602.21743): prompts of similar difficulty share a standard
@@ -102,24 +103,16 @@ fn known(group: &[Option<f64>]) -> impl Iterator<Item = f64> + Clone {
 
 /// Bins up to the first quartile, between, and from the third on.
 fn thirds(values: &[f64]) -> Vec<usize> {
-    let (low, high) = (quantile(values, 0.25), quantile(values, 0.75));
+    let at = |share| quantile(values.iter().copied(), share).unwrap_or(0.0);
+    let (low, high) = (at(0.25), at(0.75));
     values.iter().map(|&value| usize::from(value > low) + usize::from(value > low && value >= high)).collect()
 }
 
 /// Bins of equally many values, but for equal ones, which share a bin.
 fn quantile_bins(values: &[f64], bins: usize) -> Vec<usize> {
-    let edges: Vec<f64> = (1..bins).map(|edge| quantile(values, edge as f64 / bins as f64)).collect();
+    let edges: Vec<f64> =
+        (1..bins).filter_map(|edge| quantile(values.iter().copied(), edge as f64 / bins as f64)).collect();
     values.iter().map(|value| edges.partition_point(|edge| edge < value)).collect()
-}
-
-/// Interpolated linearly between neighbours; zero of nothing.
-fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
-    let rank = share * last as f64;
-    let (below, above) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
-    below + (above - below) * rank.fract()
 }
 
 #[cfg(test)]

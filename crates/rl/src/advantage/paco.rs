@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{AdvantageEstimator, AdvantageInput, Deviation, Relative, Scale, mean};
+use crate::quantile::quantile;
 use crate::{Error, Reward};
 
 /// The log-tamed combination of rewards of PaCo-RL (arXiv 2512.04784): a part of the reward whose values are spread widely
@@ -55,7 +56,7 @@ impl Paco {
         let spreads: Vec<f64> = names.iter().map(spread).collect();
         let threshold = match self.tame {
             Tame::AboveMean => mean(spreads.iter().copied()),
-            Tame::AboveMedian => median(&spreads),
+            Tame::AboveMedian => quantile(spreads.iter().copied(), 0.5).unwrap_or(0.0),
             Tame::Above(threshold) => threshold,
         };
         let wide: Vec<&str> =
@@ -84,14 +85,6 @@ impl AdvantageEstimator for Paco {
             Tame::AboveMean | Tame::AboveMedian => Ok(()),
         }
     }
-}
-
-/// Zero of nothing.
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let middle = |at: usize| sorted.get(at).copied().unwrap_or(0.0);
-    f64::midpoint(middle(sorted.len().saturating_sub(1) / 2), middle(sorted.len() / 2))
 }
 
 #[cfg(test)]

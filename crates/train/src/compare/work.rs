@@ -188,6 +188,9 @@ impl<'a> Work<'a> {
     fn warm_up(&self, seed: u64) -> Result<(), Error> {
         let config = RunConfig { seed, threads: 1, ..self.comparison.config.clone() };
         let mut job = Job::new(&config)?;
+        for Variant { reinforcement, .. } in &self.comparison.variants {
+            job.base.check(&RunConfig { reinforcement: reinforcement.clone(), ..config.clone() })?;
+        }
         let mut policy = job.policy(&config.trainable, seed)?;
         let mut model = config.model.clone();
         if config.supervised.max_steps > 0 {
