@@ -29,9 +29,9 @@ pub struct Algorithm {
     #[serde(default)]
     pub entropy_bonus: f32,
     /// Share of the tokens, those of the highest entropy, that keep their surrogate and their part of the entropy
-    /// bonus; the others still count where losses are averaged (the 80/20 rule, arXiv 2506.01939, section 5: 0.2). The entropy is that of
-    /// the sampling policy, the threshold that of the whole optimizer batch; where the sampler does not hand them out it costs one
-    /// scoring pass without gradients. `None` is all.
+    /// bonus; the others still count where losses are averaged (the 80/20 rule, arXiv 2506.01939, section 5: 0.2). The
+    /// entropy is that of the sampling policy, the threshold that of the whole optimizer batch; where the sampler does
+    /// not hand entropies out it costs one scoring pass without gradients. `None` is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_entropy: Option<f32>,
     /// Drops the surrogate of completions with a negative advantage whose tokens became less likely than this since
@@ -261,29 +261,24 @@ impl Algorithm {
     pub fn check(&self) -> Result<(), Error> {
         let refuse = |setting, value: String, reason| Err(Error::Setting { setting, value, reason });
         if let Some(KlPenalty { coefficient, refresh_every, .. }) = self.kl {
-            if !(coefficient.is_finite() && coefficient > 0.0) {
-                return refuse("kl.coefficient", coefficient.to_string(), "above zero; leave kl out for no penalty");
-            }
+            let positive = |value: f64| value.is_finite() && value > 0.0;
+            Error::unless("kl.coefficient", coefficient, positive, "above zero; leave kl out for no penalty")?;
             if refresh_every == Some(0) {
                 return refuse("kl.refresh_every", "0".into(), "at least 1; leave it out to keep the first reference");
             }
         }
-        if !self.entropy_bonus.is_finite() {
-            return refuse("entropy_bonus", self.entropy_bonus.to_string(), "a number");
+        Error::unless("entropy_bonus", self.entropy_bonus, f64::is_finite, "a number")?;
+        if let Some(share) = self.top_entropy {
+            Error::unless_share("top_entropy", share)?;
         }
-        if let Some(share) = self.top_entropy.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
-            return refuse("top_entropy", share.to_string(), "a share above 0 and at most 1");
-        }
-        if let Some(threshold) = self.off_policy_threshold.filter(|threshold| !threshold.is_finite()) {
-            return refuse("off_policy_threshold", threshold.to_string(), "a number of nats");
+        if let Some(threshold) = self.off_policy_threshold {
+            Error::unless("off_policy_threshold", threshold, f64::is_finite, "a number of nats")?;
         }
         if let Some(Overlong { max_tokens, buffer, weight }) = self.overlong {
             if buffer > max_tokens {
                 return refuse("overlong.buffer", buffer.to_string(), "at most overlong.max_tokens");
             }
-            if !weight.is_finite() {
-                return refuse("overlong.weight", weight.to_string(), "a number");
-            }
+            Error::unless("overlong.weight", weight, f64::is_finite, "a number")?;
         }
         if let Some(expert) = self.expert {
             expert.check()?;

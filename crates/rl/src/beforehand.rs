@@ -14,7 +14,7 @@ use crate::{
     Signals, TokenCredit, Trainer, View,
 };
 
-/// A position of the stream of changed views that every rollout begins at a multiple of.
+/// Streams of random numbers that each rollout has for its changed views, one a group.
 const VIEWS_OF_A_ROLLOUT: u64 = 1 << 32;
 
 /// For every omission of a method the log-probabilities of what is left, in the places of the whole.

@@ -1,3 +1,5 @@
+use std::fmt::Display;
+
 use crate::Capability;
 
 /// Everything that can go wrong between a sample and an optimizer step.
@@ -165,17 +167,18 @@ pub enum Error {
 
 impl Error {
     /// Refuses a setting that is not `sound`.
-    pub(crate) fn unless(
+    pub(crate) fn unless<V: Copy + Display + Into<f64>>(
         setting: &'static str,
-        value: f64,
+        value: V,
         sound: impl Fn(f64) -> bool,
         reason: &'static str,
     ) -> Result<(), Self> {
-        if sound(value) { Ok(()) } else { Err(Self::Setting { setting, value: value.to_string(), reason }) }
+        // As it was written: a float32 has other digits as a float64.
+        if sound(value.into()) { Ok(()) } else { Err(Self::Setting { setting, value: value.to_string(), reason }) }
     }
 
     /// Refuses a setting that is not above 0 and at most 1.
-    pub(crate) fn unless_share(setting: &'static str, value: f64) -> Result<(), Self> {
+    pub(crate) fn unless_share(setting: &'static str, value: impl Copy + Display + Into<f64>) -> Result<(), Self> {
         Self::unless(setting, value, |share| share > 0.0 && share <= 1.0, "a share above 0 and at most 1")
     }
 }

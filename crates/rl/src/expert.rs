@@ -41,8 +41,8 @@ impl Tgrl {
 
     pub(crate) fn check(self) -> Result<(), Error> {
         let share = |value| (0.0..1.0).contains(&value);
-        Error::unless("expert.max_right", self.max_right.into(), share, "a share from 0 to below 1")?;
-        Error::unless("expert.gamma", self.gamma.into(), |gamma| gamma > 0.0 && gamma.is_finite(), "above zero")
+        Error::unless("expert.max_right", self.max_right, share, "a share from 0 to below 1")?;
+        Error::unless("expert.gamma", self.gamma, |gamma| gamma > 0.0 && gamma.is_finite(), "above zero")
     }
 }
 

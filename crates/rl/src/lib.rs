@@ -103,7 +103,8 @@
 //! | groups | a [`Filter`] says how much each is learnt from; an expert joins those that fail ([`Tgrl`]) |
 //! | [`CreditAssigner`] | how an advantage is split over the tokens of a completion: the methods of [`credit`], or a product |
 //!
-//! Each of [`PolicyLoss`], [`AdvantageEstimator`], [`GroupFilter`] and [`CreditAssigner`] is a trait that may be implemented elsewhere.
+//! Each of [`PolicyLoss`], [`AdvantageEstimator`], [`GroupFilter`] and [`CreditAssigner`] is a trait that may be
+//! implemented elsewhere.
 //!
 //! # What a step guarantees
 //!

@@ -11,8 +11,8 @@ pub type Metrics = Vec<(String, f64)>;
 ///
 /// Inside the update, forward and backward passes of several threads overlap; the time of the phase is divided between
 /// `score` and `update` in the proportion of the time the threads spent on each. So is sampling between `sample` and
-/// `credit`. On devices
-/// that run asynchronously a forward pass only queues work, so there most of the phase reads as `update`.
+/// `credit`. On devices that run asynchronously a forward pass only queues work, so there most of the phase reads as
+/// `update`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timing {
     /// Drawing completions.

@@ -170,7 +170,7 @@ impl Policy for VlmPolicy {
     }
 
     fn changed(&self, prompt: &VlmPrompt, view: &View, seed: u64, index: u64) -> Result<VlmPrompt, Error> {
-        let change = image_change(view).map_err(|reason| Error::MissingSignal { signal: reason })?;
+        let change = image_change(view).map_err(|reason| Error::Policy(reason.into()))?;
         let changed = self.processor().changed(&prompt.prompt, &change, seed, index);
         Ok(VlmPrompt::new(changed.map_err(|error| Error::Policy(error.into()))?, prompt.cell))
     }

@@ -34,7 +34,7 @@ impl<P> CreditAssigner<P> for DeltaLogP {
     }
 
     fn check(&self) -> Result<(), Error> {
-        Error::unless("delta_log_p.alpha", self.alpha.into(), |alpha| alpha >= 0.0, "a number not below 0")
+        Error::unless("delta_log_p.alpha", self.alpha, |alpha| alpha >= 0.0, "a number not below 0")
     }
 }
 

@@ -37,7 +37,7 @@ impl<P> CreditAssigner<P> for FtRl {
     }
 
     fn check(&self) -> Result<(), Error> {
-        Error::unless_share("ft_rl.share", self.share.into())
+        Error::unless_share("ft_rl.share", self.share)
     }
 }
 

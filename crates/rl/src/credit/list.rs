@@ -57,14 +57,12 @@ impl<P> CreditList<P> {
     /// What the methods make of a pass over these groups, for every completion; `signals` covers what was asked for.
     pub(crate) fn observe(&self, groups: &[Group<P>], signals: &Signals) -> Result<Vec<Observed>, Error> {
         let completions: usize = groups.iter().map(|group| group.completions.len()).sum();
-        let row =
-            |rows: &Option<Vec<Vec<f32>>>, row: usize| rows.as_ref().map_or_else(Vec::new, |rows| rows[row].clone());
         for rows in [&signals.entropy, &signals.top_p_entropy].into_iter().flatten() {
             check_count("completions with entropies", rows.len(), completions)?;
         }
         let new = |at| Observed {
-            entropy: row(&signals.entropy, at),
-            top_p_entropy: row(&signals.top_p_entropy, at),
+            entropy: row(signals.entropy.as_ref(), at).to_vec(),
+            top_p_entropy: row(signals.top_p_entropy.as_ref(), at).to_vec(),
             evidence: Vec::with_capacity(self.0.len()),
         };
         let mut observed: Vec<Observed> = (0..completions).map(new).collect();
@@ -134,23 +132,26 @@ pub fn assign_from_signals<P>(
     signals: &Signals,
 ) -> Result<Vec<TokenCredit>, Error> {
     let evidence = method.reduce(groups, signals)?;
-    let known = |rows: &'_ Option<Vec<Vec<f32>>>| -> Vec<Vec<f32>> { rows.clone().unwrap_or_default() };
-    let (entropy, top_p_entropy) = (known(&signals.entropy), known(&signals.top_p_entropy));
     let completions = groups
         .iter()
         .enumerate()
         .flat_map(|(index, group)| group.completions.iter().map(move |completion| (index, &group.prompt, completion)));
     let mut inputs = Vec::new();
-    for (row, (group, prompt, completion)) in completions.enumerate() {
+    for (place, (group, prompt, completion)) in completions.enumerate() {
         inputs.push(CreditInput {
-            entropy: entropy.get(row).map_or(&[], Vec::as_slice),
-            top_p_entropy: top_p_entropy.get(row).map_or(&[], Vec::as_slice),
-            evidence: evidence.get(row),
-            row,
+            entropy: row(signals.entropy.as_ref(), place),
+            top_p_entropy: row(signals.top_p_entropy.as_ref(), place),
+            evidence: evidence.get(place),
+            row: place,
             ..CreditInput::of(prompt, group, completion)
         });
     }
     method.assign(&CreditBatch { completions: inputs, seed: 0, step: 0 })
+}
+
+/// A row of numbers, empty where they were not asked for.
+fn row(rows: Option<&Vec<Vec<f32>>>, row: usize) -> &[f32] {
+    rows.and_then(|rows| rows.get(row)).map_or(&[], Vec::as_slice)
 }
 
 /// Refuses what a policy does not offer to a method.

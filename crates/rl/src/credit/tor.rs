@@ -77,10 +77,10 @@ impl<P> CreditAssigner<P> for Tor {
     fn check(&self) -> Result<(), Error> {
         Error::unless_share("tor.reasoning_share", self.reasoning_share)?;
         Error::unless_share("tor.perception_share", self.perception_share)?;
-        Error::unless_share("tor.top_p", self.top_p.into())?;
+        Error::unless_share("tor.top_p", self.top_p)?;
         let weight = |value| (0.0..f64::INFINITY).contains(&value);
-        Error::unless("tor.reasoning_weight", self.reasoning_weight.into(), weight, "a number not below 0")?;
-        Error::unless("tor.perception_weight", self.perception_weight.into(), weight, "a number not below 0")
+        Error::unless("tor.reasoning_weight", self.reasoning_weight, weight, "a number not below 0")?;
+        Error::unless("tor.perception_weight", self.perception_weight, weight, "a number not below 0")
     }
 }
 

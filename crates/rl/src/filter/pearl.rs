@@ -41,7 +41,7 @@ impl GroupFilter for Pearl {
     }
 
     fn check(&self) -> Result<(), Error> {
-        Error::unless_share("filters.pearl.cap", self.cap.into())
+        Error::unless_share("filters.pearl.cap", self.cap)
     }
 }
 

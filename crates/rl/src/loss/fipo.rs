@@ -79,9 +79,9 @@ impl PolicyLoss for Fipo {
         above_zero("surrogate.decay", self.decay)?;
         above_zero("surrogate.safety", self.safety)?;
         above_zero("surrogate.outlier", self.outlier)?;
-        Error::unless("surrogate.low", self.low.into(), |low| (0.0..1.0).contains(&low), "from 0 to below 1")?;
+        Error::unless("surrogate.low", self.low, |low| (0.0..1.0).contains(&low), "from 0 to below 1")?;
         let high = |high| (0.0..f64::INFINITY).contains(&high);
-        Error::unless("surrogate.high", self.high.into(), high, "a number not below 0")
+        Error::unless("surrogate.high", self.high, high, "a number not below 0")
     }
 }
 

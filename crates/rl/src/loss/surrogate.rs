@@ -51,11 +51,7 @@ pub trait PolicyLoss: Debug + Send + Sync {
 
 /// Refuses a setting that is not above zero.
 pub(super) fn above_zero(setting: &'static str, value: f32) -> Result<(), Error> {
-    if value.is_finite() && value > 0.0 {
-        Ok(())
-    } else {
-        Err(Error::Setting { setting, value: value.to_string(), reason: "above zero" })
-    }
+    Error::unless(setting, value, |value| value.is_finite() && value > 0.0, "above zero")
 }
 
 /// Somebody's own surrogates are the same when they are one and the same object.

@@ -82,9 +82,8 @@ pub struct Compared {
 /// prompts, and measures the accuracy on the same held-out questions.
 ///
 /// What a run came to is written to `results.jsonl` at once, and what that makes of the whole to `table.md` and
-/// `report.html`. A
-/// comparison that goes on passes over the runs that are done, and may have further seeds and variants. Every run is on
-/// one thread, so that its cost can be told, and its result does not depend on what is run beside it.
+/// `report.html`. A comparison that goes on passes over the runs that are done, and may have further seeds and variants.
+/// Every run is on one thread, so that its cost can be told, and its result does not depend on what is run beside it.
 ///
 /// # Errors
 /// When a setting is out of range, the directory holds something else, or a run fails. After an error, too, the
