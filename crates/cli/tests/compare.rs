@@ -9,6 +9,8 @@ mod own;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use own::{Own, has, said};
 use serde_json::Value;
@@ -104,12 +106,35 @@ fn a_comparison_is_done_once_and_may_grow() {
     let credit = |names| ["compare", "own.toml", "--seeds", "0", "--out", "new", "--credit", names];
     refused(&credit("uniform,magic"), 2, &["\"magic\"", "uniform", "kawhi"]);
     refused(&credit("kawhi,kawhi"), 2, &["kawhi twice"]);
+    refused(&credit("kawhi+vppo, vppo + kawhi"), 2, &["vppo+kawhi twice"]);
     refused(&arguments("3..1", "new", &[]), 2, &["--seeds"]);
     refused(&arguments("1,1", "new", &[]), 2, &["1 twice"]);
     assert!(!own.path("new").exists());
     fs::create_dir(own.path("theirs")).unwrap();
     own.write("theirs/thesis.tex", "");
     refused(&arguments("0", "theirs", &["--resume"]), 1, &["theirs exists and is not empty"]);
+}
+
+#[test]
+fn an_interrupt_ends_those_who_wait_for_a_warm_up() {
+    let own = own();
+    let endless = ["--threads", "2", "--set", "supervised.max_steps=1000000", "--steps", "2"];
+    let mut child = own.command(&arguments("0", "c", &endless)).stderr(Stdio::null()).spawn().unwrap();
+    let metrics = own.path("c/seed0-warm-up/metrics.jsonl");
+    let within = |found: &mut dyn FnMut() -> bool| {
+        let start = Instant::now();
+        while !found() && start.elapsed() < Duration::from_mins(2) {
+            sleep(Duration::from_millis(50));
+        }
+    };
+    within(&mut || fs::metadata(&metrics).is_ok_and(|file| file.len() > 0));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    within(&mut || child.try_wait().unwrap().is_some());
+    let ended = child.try_wait().unwrap();
+    if ended.is_none() {
+        child.kill().unwrap();
+    }
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
 }
 
 #[test]

@@ -72,11 +72,23 @@ impl CreditConfig {
 
     fn check(&self) -> Result<(), String> {
         match self {
-            Self::Kawhi(kawhi) => kawhi.validate().map_err(|error| error.to_string()),
+            Self::Kawhi(kawhi) => kawhi.validate().map_err(|error| error.to_string())?,
             Self::Method(method) => {
-                CreditAssigner::<VlmPrompt>::check(&method.assigner()).map_err(|error| error.to_string())
+                CreditAssigner::<VlmPrompt>::check(&method.assigner()).map_err(|error| error.to_string())?;
             }
         }
+        // What no model offers, such as a view that there is not, is a mistake of the settings.
+        self.check_capabilities(true).map_err(|error| error.to_string())
+    }
+
+    fn check_capabilities(&self, sees: bool) -> Result<(), firesight_rl::Error> {
+        for capability in self.capabilities()? {
+            if let Err(reason) = offers(sees, &capability) {
+                let (method, capability) = (self.name().into(), Box::new(capability));
+                return Err(firesight_rl::Error::Capability { method, capability, reason });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -137,17 +149,7 @@ impl Credit {
 
     /// Refuses methods that need what a model cannot do; `sees` if it has a vision tower.
     pub(crate) fn check_capabilities(&self, sees: bool) -> Result<(), Error> {
-        for method in &self.0 {
-            for capability in method.capabilities()? {
-                if let Err(reason) = offers(sees, &capability) {
-                    let method = method.name().into();
-                    return Err(
-                        firesight_rl::Error::Capability { method, capability: Box::new(capability), reason }.into()
-                    );
-                }
-            }
-        }
-        Ok(())
+        self.0.iter().try_for_each(|method| Ok(method.check_capabilities(sees)?))
     }
 
     /// The methods at work on what a policy says.
@@ -286,8 +288,9 @@ mod tests {
 
     #[test]
     fn what_is_no_method_is_named() {
-        let known = "uniform, kawhi, ft_rl, delta_log_p, tor, vppo, vgpo, srpo";
-        let unknown = format!("there is no credit method \"vpo\"; there are {known}");
+        let known: Vec<&str> = CreditConfig::presets().iter().map(CreditConfig::name).collect();
+        assert_eq!(known[..2], ["uniform", "kawhi"]);
+        let unknown = format!("there is no credit method \"vpo\"; there are {}", known.join(", "));
         assert_eq!(read(r#"credit = "vpo""#).unwrap_err(), unknown);
         assert_eq!(read(r#"credit = { name = "vpo" }"#).unwrap_err(), unknown);
         assert_eq!("kawhi + vpo".parse::<Credit>().unwrap_err(), unknown);
@@ -307,6 +310,12 @@ mod tests {
         let error = refused(r#"credit = { name = "vppo", share = 1.5 }"#);
         let reason = "vppo.share is 1.5: a share above 0 and at most 1";
         assert_eq!(error, format!("reinforcement.credit is out of range: {reason}"));
+        let error = refused(r#"credit = { name = "vppo", view = { name = "blur", sigma = -1 } }"#);
+        assert!(error.ends_with("does not offer: sigma is -1; it must be above 0 and at most 1000"), "{error}");
+        assert!(
+            error.starts_with("reinforcement.credit is out of range: vppo needs prompts under the view"),
+            "{error}"
+        );
         for method in CreditConfig::presets() {
             let credit = Credit::from(method);
             credit.check().unwrap();
@@ -314,10 +323,11 @@ mod tests {
             let blind = credit.check_capabilities(false).map_err(|error| error.to_string());
             match credit.name().as_str() {
                 "uniform" | "ft_rl" | "delta_log_p" => blind.unwrap(),
-                name => {
+                name @ ("kawhi" | "tor" | "vppo" | "vgpo" | "srpo") => {
                     let error = blind.unwrap_err();
                     assert!(error.starts_with(&format!("{name} needs ")) && error.contains("text alone"), "{error}");
                 }
+                _ => {}
             }
         }
     }

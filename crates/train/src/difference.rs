@@ -30,6 +30,13 @@ pub(crate) fn first_difference<C: Serialize>(a: &C, b: &C) -> Option<(String, St
     Some((key.clone(), shown(&a), shown(&b)))
 }
 
+/// The dotted keys of `b` that `a` does not have, or with other values, a line each.
+pub(crate) fn added<C: Serialize>(a: &C, b: &C) -> Vec<String> {
+    let a = flat(a);
+    let added = flat(b).into_iter().filter(|(key, value)| a.get(key) != Some(value));
+    added.map(|(key, value)| format!("{key} = {value}")).collect()
+}
+
 fn is_free(key: &str) -> bool {
     FREE.iter().any(|free| key.strip_prefix(free).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
@@ -86,6 +93,16 @@ mod tests {
             difference(&|given| given.trainable.lora = Some(lora.clone())),
             found("trainable.lora.alpha", "nothing", "8.0")
         );
+        let mut other = run.clone();
+        (other.seed, other.reinforcement.credit) = (3, "vppo".parse().unwrap());
+        let expected = [
+            "reinforcement.credit.least_scale = 0.9",
+            "reinforcement.credit.name = \"vppo\"",
+            "reinforcement.credit.share = 0.4",
+            "reinforcement.credit.view.name = \"blacken\"",
+            "seed = 3",
+        ];
+        assert_eq!(added(&run, &other), expected);
         // The first of several.
         let both = difference(&|given| (given.seed, given.evaluation.every) = (3, 7));
         assert_eq!(both, found("evaluation.every", "0", "7"));

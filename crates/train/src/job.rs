@@ -84,10 +84,8 @@ impl Job {
         // Qwen2.5-VL names places in pixels of the image that it sees, Qwen3-VL in thousandths of its sides.
         let qwen3 = base.model_config.model_type.starts_with("qwen3_vl");
         let frame = if qwen3 { BoxFrame::Thousand } else { BoxFrame::Resized };
-        let mut grader = Grader::from(more(Rewards::new(&config.rewards, frame)?)?);
-        if config.reinforcement.algorithm.expert.is_some() {
-            grader = grader.with_experts(base.processor.clone(), longest);
-        }
+        let grader = Grader::from(more(Rewards::new(&config.rewards, frame)?)?);
+        let grader = grader.with_experts(base.processor.clone(), longest);
         Ok(Self { base, questions: Arc::new(questions), stages, grader: Arc::new(grader) })
     }
 

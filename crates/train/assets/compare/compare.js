@@ -9,6 +9,7 @@ const colour = (row) => style(`--curve-${row % COLOURS}`);
 const tenths = (value) => (Math.round(10 * value) / 10 + 0).toFixed(1).replace("-", "−");
 const points = (share) => tenths(100 * share);
 const signedPoints = (share) => points(share).replace(/^(?!−)/, "+");
+const hundredths = (value) => value.toFixed(2);
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 function overview() {
@@ -30,16 +31,16 @@ function overview() {
     element(
       "details",
       {},
-      element("summary", {}, "Resolved configuration of all runs"),
+      element("summary", {}, "Resolved configuration, and what each way has of its own"),
       element("pre", { tabindex: "0" }, run.config),
     ),
   );
 }
 
-function withError(mean, shown) {
+function withError(mean, shown, error = points) {
   if (mean === null) return [];
-  const error = mean.standard_error;
-  return [shown(mean.mean), error === null ? null : element("small", {}, ` ± ${points(error)}`)];
+  const { standard_error } = mean;
+  return [shown(mean.mean), standard_error === null ? null : element("small", {}, ` ± ${error(standard_error)}`)];
 }
 
 function interval({ difference }, row, reach) {
@@ -62,6 +63,7 @@ function interval({ difference }, row, reach) {
 
 function table() {
   const { rows, steps, questions, seeds, warm_up } = run.findings;
+  const ungraded = rows.filter((row) => row.ungraded > 0).map((row) => `${row.name} ${row.ungraded}`);
   const ends = rows
     .filter(({ difference }) => difference !== null)
     .map(({ difference }) => Math.abs(difference.mean) + 2 * (difference.standard_error ?? 0));
@@ -85,7 +87,7 @@ function table() {
       cell(...withError(difference, signedPoints)),
       interval(found, place, reach),
       cell(p === null ? "" : p < 0.001 ? "<0.001" : p.toFixed(3)),
-      cell(cost === null ? "" : `${cost.mean.toFixed(2)}×`),
+      cell(...withError(cost, hundredths, hundredths)),
       cell(String(found.seeds.length)),
     );
   };
@@ -109,7 +111,8 @@ function table() {
         "± standard error over the seeds. ",
       element("strong", {}, "A difference smaller than twice its standard error means nothing. "),
       "Differences are paired over the seeds; p is that of a paired t-test, two-sided, not corrected for several " +
-        "tests. Cost: seconds of a step, measuring left out, relative to what is subtracted.",
+        "tests. Cost: seconds of a step, measuring left out, relative to what is subtracted." +
+        (ungraded.length > 0 ? ` Answers that could not be graded, and count as not right: ${ungraded.join(", ")}.` : ""),
     ),
     element(
       "div",

@@ -1,5 +1,7 @@
 //! Ways to split an advantage over tokens, as variants of one configuration.
 
+use std::collections::BTreeSet;
+
 use super::Variant;
 use crate::Error;
 use crate::config::{Reinforcement, RunConfig};
@@ -14,17 +16,20 @@ const UNIFORM: &str = "uniform";
 /// # Errors
 /// [`Error::Setting`] when a name is unknown or there twice, or a setting of the configuration is out of range.
 pub fn credit_variants(config: &RunConfig, names: &[String]) -> Result<Vec<Variant>, Error> {
-    let uniform = (!names.iter().any(|name| name == UNIFORM)).then_some(UNIFORM);
+    let uniform = (!names.iter().any(|name| name.trim() == UNIFORM)).then_some(UNIFORM);
     let mut variants: Vec<Variant> = Vec::new();
     for name in uniform.into_iter().chain(names.iter().map(String::as_str)) {
-        if variants.iter().any(|variant| variant.name == name) {
+        let credit = credit_of(name, &config.reinforcement.credit)?;
+        let name = credit.name();
+        // A product is the same in any order.
+        let methods = |credit: &Credit| credit.methods().iter().map(CreditConfig::name).collect::<BTreeSet<_>>();
+        if variants.iter().any(|variant| methods(&variant.reinforcement.credit) == methods(&credit)) {
             return Err(Error::Setting { key: "credit", problem: format!("lists {name} twice") });
         }
-        let credit = credit_of(name, &config.reinforcement.credit)?;
         let reinforcement = Reinforcement { credit, ..config.reinforcement.clone() };
         RunConfig { reinforcement: reinforcement.clone(), ..config.clone() }.check()?;
         let base = (name != UNIFORM).then(|| UNIFORM.to_owned());
-        variants.push(Variant { name: name.into(), base, reinforcement });
+        variants.push(Variant { name, base, reinforcement });
     }
     Ok(variants)
 }

@@ -38,6 +38,8 @@ pub struct Found {
     pub difference: Option<Mean>,
     /// Two-sided p-value of the paired t-test, not corrected for the number of variants.
     pub p: Option<f64>,
+    /// Answers of all its seeds that could not be graded, and count as not right.
+    pub ungraded: usize,
     /// What a step costs, as a multiple of what one of the base does.
     pub cost: Option<Mean>,
 }
@@ -68,7 +70,7 @@ fn found(name: &str, base: Option<&str>, seeds: &[u64], record: &Record) -> Foun
     let results = || seeds.iter().filter_map(|&seed| record.of(seed, name));
     let pairs = || results().filter_map(|found| Some((found, record.of(found.seed, base?)?)));
     let differences: Vec<f64> = pairs().map(|(found, base)| found.accuracy - base.accuracy).collect();
-    let costs: Vec<f64> = pairs().map(|(found, base)| found.seconds / base.seconds).collect();
+    let costs: Vec<f64> = pairs().map(|(found, base)| found.cost() / base.cost()).collect();
     let accuracies: Vec<f64> = results().map(|found| found.accuracy).collect();
     Found {
         name: name.into(),
@@ -77,6 +79,7 @@ fn found(name: &str, base: Option<&str>, seeds: &[u64], record: &Record) -> Foun
         base: base.map(Into::into),
         difference: Mean::of(&differences),
         p: paired_t_test(&differences),
+        ungraded: results().map(|found| found.ungraded).sum(),
         cost: Mean::of(&costs),
     }
 }

@@ -97,7 +97,11 @@ pub fn compare(
 ) -> Result<Compared, Error> {
     let comparison = &settled(comparison);
     check(comparison)?;
-    let asked = Asked { config: comparison.config.clone(), parameters: comparison.parameters.clone() };
+    let asked = Asked {
+        config: comparison.config.clone(),
+        parameters: comparison.parameters.clone(),
+        variants: comparison.variants.iter().cloned().map(|variant| (variant.name, variant.reinforcement)).collect(),
+    };
     let record = Record::open(destination, &format!("{}-compare", comparison.config.name), &asked)?;
     let directory = record.directory().to_owned();
     progress.note(&format!("comparison in {}", directory.display()));
@@ -130,8 +134,13 @@ fn check(comparison: &Comparison) -> Result<(), Error> {
     for &seed in seeds {
         RunConfig { seed, ..config.clone() }.check()?;
     }
-    for variant in variants {
-        RunConfig { reinforcement: variant.reinforcement.clone(), ..config.clone() }.check()?;
+    for Variant { name, reinforcement, .. } in variants {
+        RunConfig { reinforcement: reinforcement.clone(), ..config.clone() }.check()?;
+        // Questions, which all have in common, leave room for that many.
+        let (most, own) = (config.reinforcement.max_tokens, reinforcement.max_tokens);
+        if own > most {
+            return fail("reinforcement.max_tokens", format!("of {name} is {own}, above the {most} of all"));
+        }
     }
     Ok(())
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::Comparison;
 use super::findings::{Findings, Found};
 use super::record::{Measured, Record};
 use super::statistics::Mean;
+use super::{Comparison, Variant};
+use crate::config::RunConfig;
+use crate::difference::added;
 use crate::report::{Page, page};
 
 const PAGE: Page = page!("compare/body.html", styles: ["compare/compare.css"], scripts: ["compare/compare.js"]);
@@ -87,10 +89,21 @@ pub(super) fn page_of(comparison: &Comparison, record: &Record, findings: &Findi
         name: &config.name,
         model: config.model.display().to_string(),
         version: env!("CARGO_PKG_VERSION"),
-        config: config.to_toml(),
+        config: settings(comparison),
         findings,
         charts,
     })
+}
+
+/// The configuration, and what each variant has of its own.
+fn settings(Comparison { config, variants, .. }: &Comparison) -> String {
+    let own = |Variant { name, reinforcement, .. }: &Variant| {
+        let keys = added(config, &RunConfig { reinforcement: reinforcement.clone(), ..config.clone() });
+        let keys = if keys.is_empty() { "# as above".into() } else { keys.join("\n") };
+        format!("# {name}\n{keys}")
+    };
+    let variants: Vec<String> = variants.iter().map(own).collect();
+    format!("# All runs, but for the seed and what follows\n{}\n{}\n", config.to_toml(), variants.join("\n\n"))
 }
 
 impl Line {

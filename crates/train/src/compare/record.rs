@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::config::RunConfig;
+use crate::config::{Reinforcement, RunConfig};
 use crate::difference::first_difference;
 use crate::files::{claim, clear, io, lock_again, numbered, write_atomically};
 use crate::recipe::Destination;
@@ -17,7 +17,7 @@ use crate::records::record;
 const SETTINGS: &str = "compare.toml";
 const RESULTS: &str = "results.jsonl";
 
-/// What decides the results, beside seeds and variants.
+/// What decides the results, beside seeds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Asked {
@@ -25,6 +25,9 @@ pub(super) struct Asked {
     #[serde(default)]
     pub(super) parameters: BTreeMap<String, String>,
     pub(super) config: RunConfig,
+    /// What goes on from the warm-up, by the name of the variant.
+    #[serde(default)]
+    pub(super) variants: BTreeMap<String, Reinforcement>,
 }
 
 /// What one run came to.
@@ -40,12 +43,22 @@ pub(super) struct Measured {
     pub(super) warm_up: f64,
     /// The same after all steps.
     pub(super) accuracy: f64,
+    /// Answers among them that could not be graded, and count as not right.
+    #[serde(default)]
+    pub(super) ungraded: usize,
     /// Seconds of all steps, without measuring: of the processor where one thread does all of a step, else of a clock.
     pub(super) seconds: f64,
     /// The same share after so many steps, while learning.
     pub(super) accuracies: Vec<(usize, f64)>,
     /// The mean reward of every step; none where all rewards abstained.
     pub(super) rewards: Vec<Option<f64>>,
+}
+
+impl Measured {
+    /// Seconds of a step.
+    pub(super) fn cost(&self) -> f64 {
+        self.seconds / self.rewards.len() as f64
+    }
 }
 
 /// A comparison in a directory of its own.
@@ -62,8 +75,7 @@ impl Record {
     pub(super) fn open(destination: &Destination, name: &str, asked: &Asked) -> Result<Self, Error> {
         let create = |path: &Path, again| {
             let lock = claim(path, again)?;
-            let settings = toml::to_string(asked).expect("every field has a TOML form");
-            write_atomically(&path.join(SETTINGS), settings.as_bytes())?;
+            asked.write(&path.join(SETTINGS))?;
             Ok(Self { directory: path.into(), measured: Vec::new(), _lock: lock })
         };
         match destination {
@@ -77,18 +89,21 @@ impl Record {
     fn resume(directory: &Path, asked: &Asked) -> Result<Self, Error> {
         let file = directory.join(SETTINGS);
         let text = std::fs::read_to_string(&file).map_err(|source| io(&file, source))?;
-        let begun: Asked =
+        let mut begun: Asked =
             toml::from_str(&text).map_err(|reason| Error::Toml { path: file.clone(), reason: Box::new(reason) })?;
         let device = |asked: &Asked| BTreeMap::from([("on", asked.config.device.clone())]);
         let difference = first_difference(&begun.config, &asked.config)
             .or_else(|| first_difference(&begun.parameters, &asked.parameters))
             // What a step costs is compared.
-            .or_else(|| first_difference(&device(&begun), &device(asked)));
+            .or_else(|| first_difference(&device(&begun), &device(asked)))
+            .or_else(|| asked.variants.iter().find_map(|(name, given)| begun.other_variant(name, given)));
         if let Some((key, begun, given)) = difference {
             return Err(Error::OtherConfiguration { path: directory.into(), key, begun, given });
         }
         let lock = lock_again(directory)?;
         clear(directory)?;
+        begun.variants.extend(asked.variants.clone());
+        begun.write(&file)?;
         Ok(Self { directory: directory.into(), measured: read(&directory.join(RESULTS))?, _lock: lock })
     }
 
@@ -125,6 +140,19 @@ impl Record {
     }
 }
 
+impl Asked {
+    /// Where a variant of this name differs from one with these settings.
+    fn other_variant(&self, name: &str, given: &Reinforcement) -> Option<(String, String, String)> {
+        let whole = |variant: &Reinforcement| BTreeMap::from([("reinforcement", variant.clone())]);
+        let (key, begun, given) = first_difference(&whole(self.variants.get(name)?), &whole(given))?;
+        Some((format!("{name}, {key}"), begun, given))
+    }
+
+    fn write(&self, path: &Path) -> Result<(), Error> {
+        write_atomically(path, toml::to_string(self).expect("every field has a TOML form").as_bytes())
+    }
+}
+
 /// The lines of a file of results; what a killed process left of one is cut off.
 fn read(path: &Path) -> Result<Vec<Measured>, Error> {
     if !path.exists() {
@@ -136,4 +164,39 @@ fn read(path: &Path) -> Result<Vec<Measured>, Error> {
         write_atomically(path, whole.as_bytes())?;
     }
     whole.lines().enumerate().map(|(place, line)| record(line, path, place)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_variant_that_is_known_with_other_settings_is_refused_and_a_new_one_is_kept() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/configs/qwen-small.toml");
+        let config = RunConfig::from_file(&path).unwrap();
+        let variant = |name: &str, steps| {
+            let credit = name.parse().unwrap();
+            (name.to_owned(), Reinforcement { steps, credit, ..config.reinforcement.clone() })
+        };
+        let asked = |variants: &[(String, Reinforcement)]| Asked {
+            config: config.clone(),
+            parameters: BTreeMap::new(),
+            variants: variants.iter().cloned().collect(),
+        };
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("compared");
+        let open = |variants: &[(String, Reinforcement)]| {
+            Record::open(&Destination::Resume(directory.clone()), "compared", &asked(variants)).map(drop)
+        };
+        open(&[variant("vppo", 5)]).unwrap();
+        open(&[variant("kawhi+vppo", 5)]).unwrap();
+        for name in ["vppo", "kawhi+vppo"] {
+            let error = open(&[variant("srpo", 5), variant(name, 6)]).unwrap_err();
+            let Error::OtherConfiguration { key, begun, given, .. } = &error else { panic!("{error}") };
+            assert_eq!((key, begun.as_str(), given.as_str()), (&format!("{name}, reinforcement.steps"), "5", "6"));
+        }
+        open(&[variant("srpo", 6), variant("vppo", 5)]).unwrap();
+    }
 }

@@ -22,13 +22,19 @@ impl Findings {
     /// What is in the table, in a few sentences.
     #[must_use]
     pub fn legend(&self) -> String {
-        format!(
+        let legend = format!(
             "Held-out accuracy in percent after {} steps ({} questions, greedy), ± standard error over the seeds.\n\
              A difference, in points, is paired over the seeds; one below twice its standard error means nothing.\n\
              p: paired t-test, two-sided, not corrected for several tests.\n\
              Cost: seconds of a step, measuring left out, relative to those of the row that is subtracted.",
             self.steps, self.questions
-        )
+        );
+        let ungraded = self.rows.iter().filter(|row| row.ungraded > 0);
+        let ungraded: Vec<String> = ungraded.map(|row| format!("{} {}", row.name, row.ungraded)).collect();
+        if ungraded.is_empty() {
+            return legend;
+        }
+        format!("{legend}\nAnswers that could not be graded, and count as not right: {}.", ungraded.join(", "))
     }
 
     fn rendered(&self, style: TableStyle) -> String {
@@ -59,7 +65,8 @@ fn cells(row: &Found) -> [String; 7] {
         row.base.clone().unwrap_or_default(),
         shown(row.difference, true),
         p,
-        row.cost.map_or(String::new(), |cost| format!("{:.2}", cost.mean)),
+        row.cost
+            .map_or(String::new(), |Mean { mean, standard_error }| with_error(format!("{mean:.2}"), standard_error, 2)),
         row.seeds.len().to_string(),
     ]
 }
@@ -69,5 +76,12 @@ fn points(Mean { mean, standard_error }: Mean, signed: bool) -> String {
     // Nothing is minus zero.
     let mean = (1000.0 * mean).round() / 10.0 + 0.0;
     let mean = if signed { format!("{mean:+.1}") } else { format!("{mean:.1}") };
-    standard_error.map_or(mean.clone(), |error| format!("{mean} ± {:.1}", 100.0 * error))
+    with_error(mean, standard_error.map(|error| 100.0 * error), 1)
+}
+
+fn with_error(mean: String, standard_error: Option<f64>, digits: usize) -> String {
+    match standard_error {
+        Some(error) => format!("{mean} ± {error:.digits$}"),
+        None => mean,
+    }
 }

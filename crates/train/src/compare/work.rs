@@ -36,7 +36,7 @@ pub(super) struct Work<'a> {
     stop: &'a Stop,
     directory: PathBuf,
     shared: Mutex<Shared<'a>>,
-    /// A warm-up has ended, or all is to stop.
+    /// A warm-up has ended, or a worker has.
     changed: Condvar,
 }
 
@@ -125,7 +125,7 @@ impl<'a> Work<'a> {
 
     /// Works on one thread, which does all that its runs ask for: so the thread's clock knows what they cost.
     fn work_alone(&self) {
-        let _alarm = Alarm(self);
+        let _wake = WakeAtEnd(self);
         match ThreadPoolBuilder::new().num_threads(1).build() {
             Ok(pool) => pool.install(|| self.work()),
             Err(error) => self.fail(TrainerError::Threads(error).into()),
@@ -246,7 +246,8 @@ impl<'a> Work<'a> {
         if !state.position.reinforcement.finished(&config.reinforcement) {
             return Ok(());
         }
-        let accuracy = held_out.sighted(&state.policy)?.accuracy.mean;
+        let found = held_out.sighted(&state.policy)?;
+        let accuracy = found.accuracy.mean;
         let phases = read_metrics(&run.directory().join(METRICS))?;
         let Learnt { seconds, accuracies, rewards } = Learnt::of(&phases);
         let measured = Measured {
@@ -256,6 +257,7 @@ impl<'a> Work<'a> {
             questions: held_out.count(),
             warm_up: *warm_up,
             accuracy,
+            ungraded: found.ungraded,
             seconds,
             accuracies,
             rewards,
@@ -292,7 +294,6 @@ impl<'a> Work<'a> {
     fn fail(&self, error: Error) {
         self.shared().failed.get_or_insert(error);
         let _ = self.stop.request();
-        self.changed.notify_all();
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared<'a>> {
@@ -300,15 +301,17 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Lets nobody wait for a worker that panics.
-struct Alarm<'w, 'a>(&'w Work<'a>);
+/// Lets nobody wait for a worker that has ended: for a warm-up that was stopped, failed or panicked.
+struct WakeAtEnd<'w, 'a>(&'w Work<'a>);
 
-impl Drop for Alarm<'_, '_> {
+impl Drop for WakeAtEnd<'_, '_> {
     fn drop(&mut self) {
         if thread::panicking() {
             let _ = self.0.stop.request();
-            self.0.changed.notify_all();
         }
+        // Under the lock, as somebody may be between looking at the stop and waiting.
+        let _guard = self.0.shared();
+        self.0.changed.notify_all();
     }
 }
 
