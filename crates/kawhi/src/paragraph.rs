@@ -184,6 +184,16 @@ mod tests {
     }
 
     #[test]
+    fn three_paragraphs_by_another_hand() {
+        let config = WeightConfig { lambda: 0.1, tau: 0.1, ..WeightConfig::default() };
+        let weights = paragraph_weights(&[0.2, 0.1, 0.3], &[0..1, 1..2, 2..3], &config).unwrap();
+        for (found, expected) in weights.iter().zip([0.328_230, 0.202_925, 0.668_845]) {
+            assert!((found - expected).abs() < 1e-6, "{weights:?}");
+        }
+        assert!((weights.iter().sum::<f64>() / 3.0 - 0.4).abs() < 1e-12);
+    }
+
+    #[test]
     fn one_paragraph_is_the_base_algorithm() {
         for lambda in [0.0, 0.1, 0.3, 0.7, 1.0] {
             let config = WeightConfig { lambda, ..WeightConfig::default() };

@@ -6,9 +6,10 @@ use crate::{Error, Reward};
 /// TGRL, trajectory-guided reinforcement learning (arXiv 2603.26126): the completion of a stronger model joins a group
 /// that fails often enough, before advantages are taken, if it is right.
 ///
-/// **The shaping of its tokens is inferred**, as no section on method could be read: the objective of a token of
-/// probability p under the policy is f(p) A with f(p) = p / (p + gamma), which is that of LUFFY (arXiv 2504.14945). It has
-/// no ratio and no clip, as the policy did not draw it, and a gradient also where p is small. Credit leaves it alone.
+/// **Which groups it joins and how its tokens are shaped is inferred**, as no section on method could be read: the
+/// objective of a token of probability p under the policy is f(p) A with f(p) = p / (p + gamma), which is that of LUFFY
+/// (arXiv 2504.14945). It has no ratio and no clip, as the policy did not draw it, and a gradient also where p is small.
+/// Credit leaves it alone.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tgrl {

@@ -1,6 +1,6 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::{Error, Group, Scores};
+use crate::{Completion, Error, Group, Scores};
 
 /// Right-pads ragged rows with zeros: `[rows, width]`.
 pub(crate) fn pad<'a>(rows: impl ExactSizeIterator<Item = &'a [f32]>, width: usize, device: &Device) -> Tensor<2> {
@@ -22,6 +22,11 @@ pub(crate) fn mask(lengths: &[usize], width: usize, device: &Device) -> Tensor<2
 /// Log-probabilities under the policy that sampled, a row a completion.
 pub(crate) fn sampled<P>(groups: &[Group<P>]) -> Vec<&[f32]> {
     groups.iter().flat_map(|group| &group.completions).map(|completion| completion.log_probs.as_slice()).collect()
+}
+
+/// The log-probabilities that a completion was drawn with; an expert's was not.
+pub(crate) fn drawn_with(completion: &Completion) -> &[f32] {
+    if completion.expert { &[] } else { &completion.log_probs }
 }
 
 /// Values of a `[rows, width]` tensor, row-major.

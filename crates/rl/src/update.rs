@@ -10,7 +10,7 @@ use crate::beforehand::score;
 use crate::error::check_count;
 use crate::metrics::{TokenSums, update_metrics};
 use crate::pass::Pass;
-use crate::rows::{mask, pad, sampled, values};
+use crate::rows::{drawn_with, mask, pad, sampled, values};
 use crate::{
     AdvantageEstimator, AdvantageInput, Coefficients, Completion, Error, Group, KlPenalty, KlPlacement, Metrics,
     Policy, Reward, SignalSet, Timing, TokenCredit, Trainer, Update, clip_global_norm, gradients_in_parallel,
@@ -146,7 +146,8 @@ impl<P: Policy> Trainer<P> {
             }
             _ => groups.iter().map(|group| group.rewards.as_slice()).collect(),
         };
-        let log_probs: Vec<Vec<&[f32]>> = groups.iter().map(|group| sampled(std::slice::from_ref(group))).collect();
+        let log_probs: Vec<Vec<&[f32]>> =
+            groups.iter().map(|group| group.completions.iter().map(drawn_with).collect()).collect();
         let perceptual_entropy =
             if self.algorithm.advantage.reads_features() { Some(self.perceptual_entropies(groups)?) } else { None };
         let input = AdvantageInput {

@@ -59,6 +59,9 @@ mod tests {
         assert_eq!(of_table(&[vec![1.0, 0.5], vec![0.5, 0.0]]), [0.5, 0.5]);
         assert_eq!(of_table(&[vec![0.9, 0.6], vec![0.6, 0.9]]), [0.9, 0.9]);
         assert_eq!(of_table(&[vec![0.0, 0.0]]), [0.0; 0]);
+        // Neither the first of a row, nor the last.
+        assert_eq!(of_table(&[vec![0.2, 0.9], vec![0.8, 0.3]]), [0.9, 0.8]);
+        assert_eq!(of_table(&[vec![0.2, 0.9, 0.1]]), [0.9]);
     }
 
     proptest! {

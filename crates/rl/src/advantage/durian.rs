@@ -10,7 +10,11 @@ use crate::{Error, Reward};
 /// Difficulty is told twice: by the [spectral entropy](super::spectral_entropy) of what a prompt shows, in bins of a
 /// quarter, a half and a quarter of the groups, and by how likely its completions are (eq. 14), in bins of equally many.
 /// The advantage is a sum of three: the reward minus the mean of its group, over the deviation of the group, of its bin by
-/// entropy, and of its bin by confidence, weighted. Groups whose rewards are all equal have no part in a deviation.
+/// entropy, and of its bin by confidence, weighted. Groups whose rewards are all equal have no part in a deviation, though
+/// in the quantiles that bound the bins.
+///
+/// The paper takes the entropy of the patch features of the policy's vision tower. What a policy hands out is its own to
+/// say; `firesight-train` has those that the decoder gets, after the tower's merger.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Durian {
@@ -93,7 +97,8 @@ impl Durian {
             let sum: f64 = log_probs.iter().copied().map(f64::from).sum();
             if self.mean_log_prob { sum / log_probs.len().max(1) as f64 } else { sum }
         };
-        batch.log_probs.iter().map(|group| mean(group.iter().map(of_completion))).collect()
+        let drawn = |group: &Vec<&[f32]>| mean(group.iter().filter(|row| !row.is_empty()).map(of_completion));
+        batch.log_probs.iter().map(drawn).collect()
     }
 }
 
@@ -159,5 +164,27 @@ mod tests {
         let found = one_bin_each.advantages(&input);
         // Each kind by itself: deviations of (1, 0, 1, 0) and (4, 0, 4, 0).
         assert_close(&found.concat(), &[[0.866_025, -0.866_025]; 4].concat());
+        // Bins by entropy that have a group of each kind: deviations of (1, 0, 4, 0).
+        let entropies = [0.1, 0.9, 0.1, 0.9];
+        let input = AdvantageInput { perceptual_entropy: Some(&entropies), ..input };
+        let by = |perceptual, confidence| {
+            Durian { perceptual, confidence, ..one_bin_each.clone() }.advantages(&input).concat()
+        };
+        let (small, large) = ([0.264_135, -0.264_135], [1.056_541, -1.056_541]);
+        assert_close(&by(1.0, 0.0), &[small, small, large, large].concat());
+        assert_close(&by(0.0, 1.0), &[[0.866_025, -0.866_025]; 4].concat());
+    }
+
+    #[test]
+    fn confidence_is_a_sum_over_tokens_or_a_mean_and_an_expert_has_none() {
+        let (short, long) = ([-0.3f32].as_slice(), [-0.2f32; 30].as_slice());
+        let log_probs = [vec![short, &[]], vec![long, long]];
+        let input = AdvantageInput { log_probs: &log_probs, ..AdvantageInput::of(&[]) };
+        let found = |mean_log_prob| {
+            let durian = Durian { mean_log_prob, ..Durian::default() };
+            durian.confidences(&input, 2).into_iter().map(|value| value as f32).collect::<Vec<_>>()
+        };
+        assert_close(&found(false), &[-0.3, -6.0]);
+        assert_close(&found(true), &[-0.3, -0.2]);
     }
 }

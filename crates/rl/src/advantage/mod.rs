@@ -44,7 +44,7 @@ pub trait AdvantageEstimator: Debug + Send + Sync {
 pub struct AdvantageInput<'a> {
     /// `rewards[g][i]` is the reward of completion `i` of group `g`.
     pub rewards: &'a [&'a [Reward]],
-    /// `log_probs[g][i]` are those of its tokens under the policy that drew them.
+    /// `log_probs[g][i]` are those of its tokens under the policy that drew them; an expert's completion has none.
     pub log_probs: &'a [Vec<&'a [f32]>],
     /// For every group the [spectral entropy](spectral_entropy) of what its prompt shows; where
     /// [`AdvantageEstimator::reads_features`].

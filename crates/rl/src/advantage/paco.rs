@@ -9,7 +9,8 @@ use crate::{Error, Reward};
 /// of the whole batch.
 ///
 /// A part's spread is its population deviation over its mean, over all completions of the batch. Values below zero, which
-/// the paper does not have, become -ln(1 - r).
+/// the paper does not have, become -ln(1 - r). The deviation that advantages are divided by is [`Relative`]'s, of a sample;
+/// the published code takes the population's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Paco {
@@ -109,6 +110,13 @@ mod tests {
         let above = |threshold| sums(&Paco { tame: Tame::Above(threshold), ..Paco::default() }, &rewards)[3];
         assert!(above(1.73) < 2.7 && above(1.74) == 5.0);
         assert!(sums(&Paco { tame: Tame::AboveMedian, ..Paco::default() }, &rewards)[3] < 2.7);
+        // Weights come after, and parts that earn nothing tell nothing of the others.
+        let weighted: Vec<Reward> = [0.0, 0.0, 0.0, 4.0]
+            .map(|rare| Reward::of("steady", 1.0).and("rare", Some(rare), 2.0).and("watched", Some(rare * rare), 0.0))
+            .into();
+        assert!((sums(&Paco::default(), &weighted)[3] - 4.218_876).abs() < 1e-6);
+        let threshold = Paco { tame: Tame::AboveMedian, ..Paco::default() };
+        assert!((sums(&threshold, &weighted)[3] - 4.218_876).abs() < 1e-6);
         let below = sums(&Paco { tame: Tame::Above(-10.0), ..Paco::default() }, &group([0.0, 0.0, 0.0, -4.0]));
         assert!((below[3] - (2.0f32.ln() - 5.0f32.ln())).abs() < 1e-6, "{below:?}");
     }

@@ -182,6 +182,19 @@ mod tests {
     }
 
     #[test]
+    fn a_contrast_is_bounded() {
+        let row = Row {
+            log_probs: vec![-1.0, -1.0],
+            texts: texts(&["a", "b"]),
+            views: vec![(View::named("blacken"), vec![-41.0, -1.0])],
+            ..Row::of(2)
+        };
+        // Within 5 nats of each other, around their mean of 2.5.
+        let method = Srpo { kappa: 0.1, ..Srpo::default() };
+        assert_weights(&method, &[row], &[&[1.25, 0.75]]);
+    }
+
+    #[test]
     fn without_marks_all_weights_are_one() {
         let perception = Perception::Between { open: "<see>".into(), close: "</see>".into() };
         let row = Row {

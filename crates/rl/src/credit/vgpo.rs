@@ -14,7 +14,8 @@ use crate::{Error, Group, SignalSet, Signals};
 ///
 /// The focus of a token, the cosine of the two states, is mapped to [0, 1] ([`Focus`]). Late in the completion the tokens
 /// of the highest focus are raised by up to `strength`. Within a completion the result is spread over [0, 1] and centred
-/// at a factor of one; their sum, spread over the completions of a prompt, gives a factor for the completion likewise.
+/// at a factor of one; their sum, spread over the completions of a prompt, gives a factor for the completion likewise, at
+/// least 0.9, so that the mean of a group may lie above one. (Eq. 9 is said to sum what is not spread yet.)
 /// The published code groups completions by their place in a shuffled batch, and spreads focus over whatever lies on one
 /// device; here groups are those of prompts, and focus is spread over the rollout.
 ///
@@ -222,7 +223,7 @@ mod tests {
     use burn::tensor::{Device, Tensor};
 
     use super::{Compensation, Focus, Vgpo, centred, cosines, min_max, of_completions};
-    use crate::credit::testing::{Row, close, weights};
+    use crate::credit::testing::{Row, assert_weights, close, weights};
     use crate::{Completion, CreditAssigner as _, Group, HiddenStates, Signals};
 
     #[test]
@@ -234,6 +235,14 @@ mod tests {
         close(&centred(&spread, 0.1), &[0.509_615, 0.894_231, 1.509_615, 1.086_538]);
         close(&[spread.iter().sum()], &[1.961_538]);
         close(&of_completions(&[1.961_538, 1.0]), &[1.5, 0.9]);
+    }
+
+    #[test]
+    fn of_the_late_tokens_a_share_rounded_down_is_raised() {
+        let focus = [0.9, 0.1, 0.2, 0.3, 0.4, 0.8, 0.5, 0.7, 0.6, 0.2];
+        // Two of the five from the middle on, by 0.3 of 5/9 and of 7/9.
+        let found = Vgpo { share: 0.5, ..Vgpo::default() }.compensated(&focus);
+        close(&found, &[0.9, 0.1, 0.2, 0.3, 0.4, 0.933_333, 0.5, 0.863_333, 0.6, 0.2]);
     }
 
     #[test]
@@ -252,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_those_of_prompts_and_focus_is_spread_over_the_rollout() {
+    fn groups_are_those_of_prompts() {
         let (first, second) = ([0.0, 0.2, 1.0], [0.1, 0.9, 0.2]);
         let rows = [row(0, &first), row(1, &first), row(1, &second), row(1, &second)];
         let found = weights(&Vgpo::default(), &rows);
@@ -261,9 +270,20 @@ mod tests {
         assert_eq!(found[0], alone);
         // The same tokens in the middle of a group of three look more than the others of it.
         assert!(found[1].iter().zip(&found[0]).any(|(one, other)| (one - other).abs() > 1e-3), "{found:?}");
-        // Focus does not depend on what a batch is cut into.
+    }
+
+    #[test]
+    fn focus_is_spread_over_the_rollout() {
+        let rows = [row(0, &[0.0, 0.2, 1.0]), row(1, &[0.4, 0.6, 0.5]), row(1, &[0.3, 0.5, 0.2])];
+        // The extremes are in the first group, and the rise of late tokens is of what they make of the others.
+        let expected: [&[f64]; 3] = [
+            &[0.615_385, 0.769_231, 1.615_385],
+            &[0.827_586, 2.327_586, 1.344_828],
+            &[0.76, 1.42, 0.52],
+        ];
+        assert_weights(&Vgpo::default(), &rows, &expected);
         let shifted = Vgpo { focus: Focus::Shifted, ..Vgpo::default() };
-        assert_ne!(weights(&shifted, &rows), found);
+        assert_ne!(weights(&shifted, &rows), weights(&Vgpo::default(), &rows));
     }
 
     #[test]
@@ -282,9 +302,9 @@ mod tests {
         };
         let groups = [group(2), group(1)];
         let response = Tensor::from_data([[3.0, 4.0], [-1.0, 0.0], [2.0, 0.0]], &device);
-        let visual = vec![Tensor::from_data([[2.0, 0.0], [0.0, 0.0]], &device), Tensor::zeros([0, 2], &device)];
+        let visual = vec![Tensor::from_data([[3.0, 0.0], [5.0, 6.0]], &device), Tensor::zeros([0, 2], &device)];
         let found = cosines(&groups, &response, &visual, 2).unwrap();
-        close(&found.iter().copied().map(f64::from).collect::<Vec<_>>(), &[0.6, -1.0, 0.0]);
+        close(&found.iter().copied().map(f64::from).collect::<Vec<_>>(), &[0.96, -0.8, 0.0]);
         let hidden = Some(HiddenStates { response, visual });
         let evidence = Vgpo::default().reduce(&groups, &Signals { hidden, ..Signals::default() }).unwrap();
         assert_eq!(evidence[0].alignment.len(), 2);

@@ -114,6 +114,7 @@ mod tests {
         close(&found, &[1.135_335, 0.0, 0.106_531, 0.004_837]);
         close(&[found.iter().sum::<f64>() / 4.0], &[0.311_676]);
         assert_eq!(most(&found, 0.4), [true, false, true, false]);
+        assert_eq!(most(&[0.1, 0.3, 0.2], 0.4), [false, true, true], "rounded up");
         // Unlikely as can be, and the other way round.
         assert_eq!(dependency(&[-60.0, 0.0], &[0.0, -60.0]), [10.0, 10.0]);
         assert_eq!(most(&[0.0; 100], 0.07).iter().filter(|&&kept| kept).count(), 7);

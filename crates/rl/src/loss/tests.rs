@@ -1,6 +1,6 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{Bound, Cispo, Clip, LossInput, PolicyLoss, RatioLevel, Sapo, Surrogate, Vespo};
+use super::{Bound, Cispo, Clip, LossInput, PolicyLoss, RatioLevel, Sapo, Surrogate, SurrogateInput, Vespo};
 use crate::{Aggregation, Algorithm, KlEstimator, KlPenalty, KlPlacement};
 
 const LENGTHS: [usize; 2] = [3, 2];
@@ -138,6 +138,19 @@ fn sapo_by_hand() {
     for (found, expected) in gradient.iter().zip([-1.5, 0.0, 0.0, 0.5, 0.0, 0.0]) {
         assert!((found - expected).abs() < 1e-6, "{found} {expected}");
     }
+}
+
+#[test]
+fn numbers_of_the_papers() {
+    let device = Device::flex();
+    let row = |values: [f32; 3]| Tensor::<2>::from_data([values], &device);
+    let ratio: f32 = RatioLevel::Sequence.importance(row([0.2, -0.1, 0.05]), row([1.0; 3])).into_scalar();
+    assert!((ratio - 1.051_271).abs() < 1e-6, "{ratio}");
+    let ratio = row([1.2; 3]);
+    let input =
+        SurrogateInput { log_probs: ratio.clone(), log_ratio: ratio.clone().log(), ratio, advantages: row([1.0; 3]) };
+    let loss: Vec<f32> = Sapo::default().token_loss(input).into_data().try_to_vec().unwrap();
+    assert!(loss.iter().all(|loss| (loss + 2.199_336).abs() < 1e-6), "{loss:?}");
 }
 
 #[test]

@@ -148,6 +148,29 @@ fn a_list_multiplies() {
             assert_eq!((&product.kept, &product.evidence), (&parts[2].kept, &parts[0].evidence));
         }
     }
+    // What each of them keeps stays.
+    let twice = alone(list(vec![Box::new(vppo()), Box::new(First { kept: true })]));
+    for (one, both) in three.iter().flatten().zip(twice.iter().flatten()) {
+        let first = one.kept.iter().flatten().enumerate().map(|(token, &kept)| kept && token == 0).collect();
+        assert_eq!(both.kept, Some(first));
+    }
+}
+
+#[test]
+fn every_step_changes_prompts_anew() {
+    let view = View { parameters: [("random".to_owned(), 1.0)].into(), ..next() };
+    let steps = || {
+        let credit = CreditList::of(Vppo { view: view.clone(), ..vppo() });
+        let mut trainer = trainer_with_methods(Algorithm::dapo(), credit, options());
+        [(); 2].map(|()| {
+            // The same completions of the same policy.
+            trainer.options.sampling.first_stream = 0;
+            trainer.step(&Count, &rows(0.0), 0.0).unwrap().credit
+        })
+    };
+    let [first, second] = steps();
+    assert_ne!(first, second);
+    assert_eq!([first, second], steps());
 }
 
 #[test]
@@ -261,6 +284,8 @@ impl CreditAssigner<usize> for Without {
 fn tokens_can_be_left_out_of_what_stands_before_the_others() {
     let (credit, passes) = step(CreditList::of(Without), options(), true);
     assert!(passes > 4 && credit.iter().flatten().any(|credit| credit.weights.len() > 2));
+    // Each method reads what its own omissions leave.
+    step(list(vec![Box::new(srpo()), Box::new(Without)]), options(), true);
 }
 
 /// [`Count`], where an expert knows the answer to some prompts.
