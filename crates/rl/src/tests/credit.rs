@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use burn::optim::SgdConfig;
@@ -12,9 +13,9 @@ use super::tiny::{ByToken, Count, Row, Tiny, rows};
 use super::{assert_close, gradient, metric, options, trainer_with, trainer_with_methods};
 use crate::credit::{DeltaLogP, FtRl, Srpo, Tor, Vgpo, Vppo};
 use crate::{
-    Advantage, Aggregation, Algorithm, Capability, Completion, CreditAssigner, CreditBatch, CreditInput, CreditList,
-    CreditMethod, Durian, Error, Filter, Group, MicroBatch, Options, Pearl, Policy as _, Reward, SignalSet, Task,
-    TaskError, Tgrl, TokenCredit, Trainer, View, assign_from_signals,
+    Advantage, AdvantageEstimator, AdvantageInput, Aggregation, Algorithm, Capability, Completion, CreditAssigner,
+    CreditBatch, CreditInput, CreditList, CreditMethod, Durian, Error, Filter, Group, MicroBatch, Options, Pearl,
+    Policy as _, Relative, Reward, SignalSet, Task, TaskError, Tgrl, TokenCredit, Trainer, View, assign_from_signals,
 };
 
 fn next() -> View {
@@ -353,6 +354,28 @@ fn an_expert_that_is_right_joins_a_group_that_fails() {
     };
     let (taught, alone) = (learnt(Some(Tgrl::default())), learnt(None));
     assert!(taught > alone + 1.0, "{taught} {alone}");
+}
+
+/// The base algorithm, if it is told how completions were drawn, and nothing of an expert's.
+#[derive(Debug)]
+struct Drawn;
+
+impl AdvantageEstimator for Drawn {
+    fn advantages(&self, batch: &AdvantageInput<'_>) -> Vec<Vec<f32>> {
+        for group in batch.log_probs {
+            assert!(group[..8].iter().all(|row| !row.is_empty()) && group[8..].iter().all(|row| row.is_empty()));
+        }
+        assert!(batch.log_probs.iter().any(|group| group.len() > 8));
+        Relative::default().advantages(batch)
+    }
+}
+
+#[test]
+fn an_expert_was_not_drawn() {
+    let advantage = Advantage::Custom(Arc::new(Drawn));
+    let algorithm = Algorithm { expert: Some(Tgrl::default()), advantage, ..Algorithm::dapo() };
+    let mut trainer = trainer_with(algorithm, crate::Uniform, SgdConfig::new().init(), options());
+    trainer.step(&Taught, &rows(0.0), 0.1).unwrap();
 }
 
 #[test]

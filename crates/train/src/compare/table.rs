@@ -85,3 +85,33 @@ fn with_error(mean: String, standard_error: Option<f64>, digits: usize) -> Strin
         None => mean,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_stand_beside_means_and_ungraded_answers_below() {
+        let mean = |mean, error| Some(Mean { mean, standard_error: error });
+        let row = |name: &str, base: Option<&str>, ungraded| Found {
+            name: name.into(),
+            seeds: vec![0, 1],
+            accuracy: mean(0.7004, Some(0.012)),
+            base: base.map(Into::into),
+            difference: base.and_then(|_| mean(-0.0002, Some(0.003))),
+            p: base.map(|_| 0.0004),
+            ungraded,
+            cost: base.and_then(|_| mean(1.074, Some(0.031))),
+        };
+        let rows = vec![row("uniform", None, 0), row("vppo", Some("uniform"), 0)];
+        let mut findings = Findings { steps: 5, questions: 9, seeds: vec![0, 1], warm_up: mean(0.5, None), rows };
+        let table = findings.markdown();
+        let cells = |line: usize| table.lines().nth(line).unwrap_or("").split('|').map(str::trim).collect::<Vec<_>>();
+        assert_eq!(cells(2)[1..4], ["after the warm-up", "50.0", ""]);
+        let expected = ["vppo", "70.0 ± 1.2", "uniform", "+0.0 ± 0.3", "<0.001", "1.07 ± 0.03", "2"];
+        assert_eq!(cells(4)[1..8], expected);
+        assert!(!table.contains("graded"), "{table}");
+        findings.rows[1].ungraded = 3;
+        assert!(findings.legend().ends_with("count as not right: vppo 3."));
+    }
+}
