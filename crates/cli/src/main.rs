@@ -8,6 +8,7 @@ mod data;
 mod doctor;
 mod eval;
 mod export;
+mod extrapolation;
 mod generate;
 mod heads;
 mod init;

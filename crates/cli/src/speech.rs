@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum};
-use firesight_train::{Speech, SpeechExtrapolation};
+use firesight_train::Speech;
+
+use crate::extrapolation::Extrapolation;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Dtype {
@@ -20,13 +22,6 @@ impl From<Dtype> for FloatDType {
             Dtype::Bf16 => Self::BF16,
             Dtype::F16 => Self::F16,
         }
-    }
-}
-
-fn not_negative(text: &str) -> Result<f32, String> {
-    match text.parse() {
-        Ok(value) if (0.0..f32::INFINITY).contains(&value) => Ok(value),
-        _ => Err("a number not below 0".into()),
     }
 }
 
@@ -58,16 +53,8 @@ pub(crate) struct Speaker {
     /// Only tokens at least this share as likely as the likeliest [default: as generation_config.json says].
     #[arg(long)]
     min_p: Option<f32>,
-    /// Directory of the model that training began with: answers go on from it in the direction of training, beyond the
-    /// trained model (delta-log-p, arXiv 2603.22117). Every token takes both models.
-    #[arg(long)]
-    base: Option<PathBuf>,
-    /// How far beyond the trained model; 0 is that model itself.
-    #[arg(long, default_value_t = 0.5, requires = "base", value_parser = not_negative)]
-    gamma: f32,
-    /// Where the trained model differs from the base by less than this, in nats, it answers alone.
-    #[arg(long, default_value_t = 0.0, requires = "base", value_parser = not_negative)]
-    threshold: f32,
+    #[command(flatten)]
+    extrapolation: Extrapolation,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -92,11 +79,7 @@ impl Speaker {
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
-            extrapolation: self.base.clone().map(|base| SpeechExtrapolation {
-                base,
-                gamma: self.gamma,
-                threshold: self.threshold,
-            }),
+            extrapolation: self.extrapolation.config(),
         }
     }
 }

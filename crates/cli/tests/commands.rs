@@ -76,6 +76,16 @@ fn own_data_is_checked_trained_on_looked_at_and_exported() {
     let answer: Value = serde_json::from_str(answers.lines().next().unwrap()).unwrap();
     assert!(answer["origin"].as_str().unwrap().starts_with("test.jsonl") && answer["right"].is_boolean(), "{answer}");
 
+    let beyond = |base: &str, gamma: &str| {
+        let extrapolation = ["--base", base, "--gamma", gamma, "--answers", "beyond.jsonl"];
+        let asked = own.run(&[&["eval", "own.toml", "--model", "exported-best"], extrapolation.as_slice()].concat(), 0);
+        has(&asked.out, &[&format!("exported-best, beyond {base} by {gamma}")]);
+        fs::read_to_string(own.path("beyond.jsonl")).unwrap()
+    };
+    assert_eq!(beyond("exported-best", "50"), answers, "nothing was gained over the model itself");
+    assert_eq!(beyond("exported-last", "0"), answers);
+    assert_ne!(beyond("exported-last", "50"), answers);
+
     // There are fewer held-out questions than the configuration asks for.
     let heads = ["heads", "own.toml", "--model", "exported-last", "--out", "heads"];
     has(&own.run(&heads, 0).out, &["paired over the 4 questions", "heads/heads.toml"]);

@@ -11,6 +11,7 @@ use firesight_vlm::{
 
 use crate::Error;
 use crate::device::{device, precision};
+use crate::extrapolation::ExtrapolationConfig;
 
 /// How a model is loaded to talk to, and how it answers.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,18 +37,7 @@ pub struct Speech {
     /// Only tokens at least this share as likely as the likeliest.
     pub min_p: Option<f32>,
     /// Answers by what training has gained over another model.
-    pub extrapolation: Option<SpeechExtrapolation>,
-}
-
-/// See [`Extrapolation`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct SpeechExtrapolation {
-    /// Directory of the model that training began with.
-    pub base: PathBuf,
-    /// How far beyond the trained model.
-    pub gamma: f32,
-    /// Where the two differ by less than this, in nats, the trained model answers alone.
-    pub threshold: f32,
+    pub extrapolation: Option<ExtrapolationConfig>,
 }
 
 /// A conversation with a model.
@@ -55,7 +45,7 @@ pub struct SpeechExtrapolation {
 pub struct Conversation {
     model: QwenVl,
     /// The model that it was trained from, where answers extrapolate.
-    base: Option<(QwenVl, SpeechExtrapolation)>,
+    base: Option<(QwenVl, ExtrapolationConfig)>,
     processor: Processor,
     mask: TokenMask,
     sampling: Sampling,
@@ -93,7 +83,7 @@ impl Conversation {
         }
         let precision = precision(&speech.device, speech.dtype);
         let model = model.with_precision(precision);
-        let base = |extrapolation: &SpeechExtrapolation| -> Result<_, Error> {
+        let base = |extrapolation: &ExtrapolationConfig| -> Result<_, Error> {
             let base = QwenVl::from_dir_as(&extrapolation.base, speech.dtype, &device)?;
             Ok((base.with_precision(precision), extrapolation.clone()))
         };
@@ -199,7 +189,7 @@ impl Conversation {
         };
         let mut answers = match &self.base {
             None => self.model.generate_streaming(&[&prompt], count, &generation, on_token)?,
-            Some((base, SpeechExtrapolation { gamma, threshold, .. })) => {
+            Some((base, ExtrapolationConfig { gamma, threshold, .. })) => {
                 let extrapolation = Extrapolation { base, gamma: *gamma, threshold: *threshold };
                 self.model.generate_extrapolated(&[&prompt], count, &generation, &extrapolation, on_token)?
             }

@@ -13,7 +13,7 @@ use crate::Error;
 use crate::config::RunConfig;
 use crate::example::Kind;
 use crate::grader::Grader;
-use crate::policy::{VlmPolicy, VlmPrompt};
+use crate::policy::VlmPrompt;
 use crate::questions::Question;
 
 /// Answers that are decoded together.
@@ -45,7 +45,11 @@ impl<'a> Greedy<'a> {
     ///
     /// # Errors
     /// When the model or a reward fails.
-    pub fn correct(&self, policy: &VlmPolicy, questions: &[Question]) -> Result<Vec<f64>, Error> {
+    pub fn correct(
+        &self,
+        policy: &(impl Sampler<VlmPrompt> + Clone + Send),
+        questions: &[Question],
+    ) -> Result<Vec<f64>, Error> {
         let graded = self.graded(policy, questions)?;
         Ok(graded.iter().map(|(_, reward)| f64::from(u8::from(reward.is_right()))).collect())
     }
@@ -56,7 +60,7 @@ impl<'a> Greedy<'a> {
     /// When the model or a reward fails.
     pub(crate) fn graded(
         &self,
-        policy: &VlmPolicy,
+        policy: &(impl Sampler<VlmPrompt> + Clone + Send),
         questions: &[Question],
     ) -> Result<Vec<(Completion, Reward)>, Error> {
         let sampling = Sampling { temperature: 0.0, max_tokens: self.max_tokens, seed: 0, first_stream: 0 };

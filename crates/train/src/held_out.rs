@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use burn::module::Module;
-use firesight_rl::{Completion, Estimate, Metrics, Reward, RewardFailure, Sampling, Threads};
+use firesight_rl::{Completion, Estimate, Metrics, Reward, RewardFailure, Sampler, Sampling, Threads};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::config::{Evaluation, RunConfig};
 use crate::evaluate::{Accuracy, Greedy, attempt_estimates, count_right, estimate_metrics, parts};
 use crate::grader::Grader;
-use crate::policy::VlmPolicy;
+use crate::policy::{VlmPolicy, VlmPrompt};
 use crate::questions::{Purpose, Question, Questions};
 
 /// Keeps the streams that attempts are drawn with apart from those of rollouts, fresh weights and adapters of the same
@@ -110,21 +110,20 @@ impl HeldOut {
     /// # Errors
     /// When an example cannot be read, or the model or a reward fails.
     pub fn sighted(&self, policy: &VlmPolicy) -> Result<Sighted, Error> {
-        self.sighted_and(policy, |_, _, _| Ok(()))
+        self.sighted_by(&policy.valid().materialize(), |_, _, _| Ok(()))
     }
 
-    /// The same; `look` sees every question with its greedy answer and what that is worth.
-    pub(crate) fn sighted_and(
+    /// The same of anything that answers; `look` sees every question with its greedy answer and what that is worth.
+    pub(crate) fn sighted_by(
         &self,
-        policy: &VlmPolicy,
+        sampler: &(impl Sampler<VlmPrompt> + Clone + Send),
         mut look: impl FnMut(&Question, &Completion, &Reward) -> Result<(), Error>,
     ) -> Result<Sighted, Error> {
-        let policy = policy.valid().materialize();
         let (mut kinds, mut correct, mut right, mut ungraded) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let Evaluation { attempts, pass_at, .. } = &self.evaluation;
         for part in parts(self.count) {
             let questions = self.questions.batch(Purpose::HeldOut, part.start, part.len())?;
-            let graded = self.greedy().graded(&policy, &questions)?;
+            let graded = self.greedy().graded(sampler, &questions)?;
             for (question, (answer, reward)) in questions.iter().zip(&graded) {
                 look(question, answer, reward)?;
                 correct.push(if reward.is_right() { 1.0 } else { 0.0 });
@@ -133,7 +132,7 @@ impl HeldOut {
             if *attempts > 0 {
                 let first_stream = (part.start * attempts) as u64;
                 let sampling = Sampling { first_stream, ..self.attempts };
-                right.extend(count_right(&policy, &questions, *attempts, sampling, &self.greedy())?);
+                right.extend(count_right(sampler, &questions, *attempts, sampling, &self.greedy())?);
             }
             kinds.extend(questions.iter().map(|question| question.example.kinds.clone()));
         }
@@ -147,11 +146,15 @@ impl HeldOut {
     /// # Errors
     /// See [`Self::sighted`].
     pub fn blind(&self, policy: &VlmPolicy) -> Result<Estimate, Error> {
-        let policy = policy.valid().materialize();
+        self.blind_by(&policy.valid().materialize())
+    }
+
+    /// The same of anything that answers.
+    pub(crate) fn blind_by(&self, sampler: &(impl Sampler<VlmPrompt> + Clone + Send)) -> Result<Estimate, Error> {
         let mut correct = Vec::new();
         for part in parts(self.count) {
             let questions = self.questions.batch(Purpose::HeldOut, part.start, part.len())?;
-            correct.extend(self.greedy().correct(&policy, &self.questions.blanked(&questions)?)?);
+            correct.extend(self.greedy().correct(sampler, &self.questions.blanked(&questions)?)?);
         }
         Ok(Estimate::of(&correct))
     }
@@ -190,8 +193,6 @@ impl HeldOut {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-
-    use firesight_rl::Sampler as _;
 
     use super::*;
     use crate::job::Job;

@@ -1,6 +1,6 @@
 //! What the phases of a run share: the examples, and the policy they start from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -161,6 +161,11 @@ impl Base {
             model = model.with_frozen(&TOWER);
         }
         Ok(VlmPolicy::new(model.with_precision(self.precision), self.processor.clone())?)
+    }
+
+    /// Another model on the same device and in the same precision, which is not trained.
+    pub(crate) fn other(&self, directory: &Path) -> Result<QwenVl, Error> {
+        Ok(QwenVl::from_dir(directory, &self.device)?.with_precision(self.precision))
     }
 
     /// The parameters of [`Self::policy`], without any of their values.

@@ -15,6 +15,7 @@ mod error;
 mod evaluate;
 mod example;
 mod export;
+mod extrapolation;
 mod files;
 mod grader;
 mod heads;
@@ -52,7 +53,7 @@ pub use config::{
     ChartData, Checkpoint, Data, Dtype, Evaluation, FileData, Log, Reinforcement, RunConfig, Supervised, Trainable,
     WeightDecayOn,
 };
-pub use conversation::{Answer, Conversation, Speech, SpeechExtrapolation};
+pub use conversation::{Answer, Conversation, Speech};
 pub use credit::{Credit, CreditConfig};
 pub use deep::{Agreement, DeepDiagnosis, Rate, StepCost, deep_diagnosis};
 pub use device::device;
@@ -62,6 +63,7 @@ pub use error::Error;
 pub use evaluate::{Accuracy, Greedy};
 pub use example::{Example, Kind, Picture};
 pub use export::{Which, export};
+pub use extrapolation::ExtrapolationConfig;
 pub use firesight_data::{Error as DataError, Layout};
 pub use firesight_kawhi::VisionCriticalHeads;
 pub use firesight_reward::{BoxFrame, RewardConfig, Rewards};

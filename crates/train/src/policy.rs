@@ -10,8 +10,8 @@ use firesight_rl::{
     ResponseStates, Rope, Sampler, Sampling, Scores, SignalSet, Signals, View,
 };
 use firesight_vlm::{
-    AttentionPoint, AttentionProbe, Generation, Grid, ImageChange, LastAttention, LastHidden, Probe, Probed, Processor,
-    Prompt, QwenVl, Scored, TokenMask,
+    AttentionPoint, AttentionProbe, Generated, Generation, Grid, ImageChange, LastAttention, LastHidden, Probe, Probed,
+    Processor, Prompt, QwenVl, Scored, TokenMask,
 };
 
 /// A vision-language model with what it takes to speak: its tokenizer, its stop tokens, and the tokens it may not say.
@@ -231,6 +231,22 @@ impl Sampler<VlmPrompt> for VlmPolicy {
         sampling: Sampling,
         signals: &SignalSet,
     ) -> Result<(Vec<Vec<Completion>>, Signals), Error> {
+        let probe = probe(signals);
+        let (groups, probed) = self.complete(prompts, sampling, |model, prompts, generation| {
+            model.generate_probed(prompts, group_size, generation, &probe)
+        })?;
+        Ok((groups, found(probed)))
+    }
+}
+
+impl VlmPolicy {
+    /// Completions as `draw` draws them, with what else it returns.
+    pub(crate) fn complete<T>(
+        &self,
+        prompts: &[VlmPrompt],
+        sampling: Sampling,
+        draw: impl FnOnce(&QwenVl, &[&Prompt], &Generation<'_>) -> Result<(Vec<Vec<Generated>>, T), firesight_vlm::Error>,
+    ) -> Result<(Vec<Vec<Completion>>, T), Error> {
         let prompts: Vec<&Prompt> = prompts.iter().map(|prompt| &*prompt.prompt).collect();
         let generation = Generation {
             sampling: firesight_vlm::Sampling::at(sampling.temperature),
@@ -240,11 +256,9 @@ impl Sampler<VlmPrompt> for VlmPolicy {
             seed: sampling.seed,
             first_stream: sampling.first_stream,
         };
-        let (generated, probed) = self
-            .model
-            .generate_probed(&prompts, group_size, &generation, &probe(signals))
-            .map_err(|error| Error::Policy(error.into()))?;
-        let complete = |drawn: firesight_vlm::Generated| {
+        let (generated, more) =
+            draw(&self.model, &prompts, &generation).map_err(|error| Error::Policy(error.into()))?;
+        let complete = |drawn: Generated| {
             let text =
                 self.speech.processor.tokenizer().decode(&drawn.tokens).map_err(|error| Error::Policy(error.into()))?;
             Ok(Completion {
@@ -256,7 +270,7 @@ impl Sampler<VlmPrompt> for VlmPolicy {
             })
         };
         let group = |group: Vec<_>| group.into_iter().map(complete).collect::<Result<_, Error>>();
-        Ok((generated.into_iter().map(group).collect::<Result<_, _>>()?, found(probed)))
+        Ok((generated.into_iter().map(group).collect::<Result<_, _>>()?, more))
     }
 }
 

@@ -1,0 +1,44 @@
+//! Answers that go on from the model that training began with, beyond the trained one.
+
+use std::path::PathBuf;
+
+use firesight_rl::{Completion, Error, Sampler, Sampling};
+use firesight_vlm::{Extrapolation, QwenVl};
+
+use crate::policy::{VlmPolicy, VlmPrompt};
+
+/// See [`Extrapolation`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExtrapolationConfig {
+    /// Directory of the model that training began with.
+    pub base: PathBuf,
+    /// How far beyond the trained model.
+    pub gamma: f32,
+    /// Where the two differ by less than this, in nats, the trained model answers alone.
+    pub threshold: f32,
+}
+
+/// A policy that answers with an [`Extrapolation`].
+#[derive(Debug, Clone)]
+pub(crate) struct Extrapolated {
+    pub(crate) policy: VlmPolicy,
+    pub(crate) base: QwenVl,
+    pub(crate) gamma: f32,
+    pub(crate) threshold: f32,
+}
+
+impl Sampler<VlmPrompt> for Extrapolated {
+    fn sample(
+        &self,
+        prompts: &[VlmPrompt],
+        group_size: usize,
+        sampling: Sampling,
+    ) -> Result<Vec<Vec<Completion>>, Error> {
+        let Self { policy, base, gamma, threshold } = self;
+        let extrapolation = Extrapolation { base, gamma: *gamma, threshold: *threshold };
+        let drawn = policy.complete(prompts, sampling, |model, prompts, generation| {
+            Ok((model.generate_extrapolated(prompts, group_size, generation, &extrapolation, |_, _| {})?, ()))
+        });
+        Ok(drawn?.0)
+    }
+}
