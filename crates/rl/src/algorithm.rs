@@ -249,8 +249,7 @@ impl Algorithm {
 
     /// The product of what the filters say of the completions that a policy drew for a group.
     pub(crate) fn filtered<P>(&self, group: &Group<P>) -> Result<f32, Error> {
-        let own = group.completions.iter().zip(&group.rewards).filter(|(completion, _)| !completion.expert);
-        let rewards: Vec<Reward> = own.map(|(_, reward)| reward.clone()).collect();
+        let rewards: Vec<Reward> = group.drawn().map(|(_, reward)| reward.clone()).collect();
         self.filters.iter().try_fold(1.0, |factor, filter| Ok(factor * filter.factor(&rewards)?))
     }
 

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::advantage::mean;
-use crate::{Bound, Deviation, Positions, Reward, Rollout, TokenCredit};
+use crate::{Bound, Deviation, Group, Positions, Reward, Rollout, TokenCredit};
 
 /// Names and values in the order they are written.
 pub type Metrics = Vec<(String, f64)>;
@@ -88,9 +88,7 @@ impl TokenSums {
 /// What is known of a batch before any update: rewards, lengths, advantages.
 pub(crate) fn batch_metrics<P>(rollout: &Rollout<P>, advantages: &[Vec<f32>]) -> Metrics {
     let Rollout { groups, drawn, .. } = rollout;
-    // What the policy did; not what an expert has joined it with.
-    let own =
-        || groups.iter().flat_map(|group| group.completions.iter().zip(&group.rewards)).filter(|(own, _)| !own.expert);
+    let own = || groups.iter().flat_map(Group::drawn);
     let rewards = || own().map(|(_, reward)| reward);
     let totals = || rewards().filter_map(Reward::total).map(f64::from);
     let completions = || own().map(|(completion, _)| completion);

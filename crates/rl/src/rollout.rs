@@ -38,6 +38,12 @@ impl<P> Group<P> {
         let mut totals = self.rewards.iter().filter_map(Reward::total);
         totals.next().is_none_or(|first| totals.all(|total| total - first == 0.0))
     }
+
+    /// The completions that the policy drew with their rewards, without an expert's that joined them. Nothing until
+    /// they are graded.
+    pub fn drawn(&self) -> impl Iterator<Item = (&Completion, &Reward)> + Clone {
+        self.completions.iter().zip(&self.rewards).filter(|(completion, _)| !completion.expert)
+    }
 }
 
 /// Prompts with completions and rewards, not yet trained on.

@@ -49,8 +49,7 @@ impl<P> StepReport<P> {
     pub fn new(rollout: Rollout<P>, update: Update, elapsed: Duration) -> Self {
         let mut metrics = batch_metrics(&rollout, &update.advantages);
         let Rollout { groups, timing, .. } = rollout;
-        let drawn = groups.iter().flat_map(|group| &group.completions).filter(|answer| !answer.expert);
-        let generated = drawn.map(|answer| answer.tokens.len()).sum();
+        let generated = groups.iter().flat_map(Group::drawn).map(|(completion, _)| completion.tokens.len()).sum();
         let credit = timing.credit + update.timing.credit;
         let timing = Timing { sample: timing.sample, reward: timing.reward, credit, ..update.timing };
         metrics.extend(update.metrics);

@@ -241,8 +241,7 @@ fn rollout_files<'a>(run: &'a Run<'_>, policy: &'a VlmPolicy) -> RolloutFiles<'a
 
 /// `None` where all abstain.
 fn mean_reward(group: &Group<VlmPrompt>) -> Option<f64> {
-    let own = group.completions.iter().zip(&group.rewards).filter(|(completion, _)| !completion.expert);
-    let totals = || own.clone().filter_map(|(_, reward)| reward.total()).map(f64::from);
+    let totals = || group.drawn().filter_map(|(_, reward)| reward.total()).map(f64::from);
     (totals().count() > 0).then(|| totals().sum::<f64>() / totals().count() as f64)
 }
 
