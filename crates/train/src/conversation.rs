@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::FloatDType;
 use firesight_vlm::{
-    Extrapolation, Generated, Generation, Message, Part, ProcessedImage, Processor, QwenVl, Role, Sampling, TokenMask,
-    read_image,
+    Generated, Generation, Message, Part, ProcessedImage, Processor, QwenVl, Role, Sampling, TokenMask, read_image,
 };
 
 use crate::Error;
@@ -189,8 +188,8 @@ impl Conversation {
         };
         let mut answers = match &self.base {
             None => self.model.generate_streaming(&[&prompt], count, &generation, on_token)?,
-            Some((base, ExtrapolationConfig { gamma, threshold, .. })) => {
-                let extrapolation = Extrapolation { base, gamma: *gamma, threshold: *threshold };
+            Some((base, config)) => {
+                let extrapolation = config.beyond(base);
                 self.model.generate_extrapolated(&[&prompt], count, &generation, &extrapolation, on_token)?
             }
         };

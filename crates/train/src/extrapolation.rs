@@ -18,13 +18,19 @@ pub struct ExtrapolationConfig {
     pub threshold: f32,
 }
 
+impl ExtrapolationConfig {
+    /// How to draw, given the model that lies in the directory.
+    pub(crate) fn beyond<'a>(&self, base: &'a QwenVl) -> Extrapolation<'a> {
+        Extrapolation { base, gamma: self.gamma, threshold: self.threshold }
+    }
+}
+
 /// A policy that answers with an [`Extrapolation`].
 #[derive(Debug, Clone)]
 pub(crate) struct Extrapolated {
     pub(crate) policy: VlmPolicy,
     pub(crate) base: QwenVl,
-    pub(crate) gamma: f32,
-    pub(crate) threshold: f32,
+    pub(crate) config: ExtrapolationConfig,
 }
 
 impl Sampler<VlmPrompt> for Extrapolated {
@@ -34,9 +40,8 @@ impl Sampler<VlmPrompt> for Extrapolated {
         group_size: usize,
         sampling: Sampling,
     ) -> Result<Vec<Vec<Completion>>, Error> {
-        let Self { policy, base, gamma, threshold } = self;
-        let extrapolation = Extrapolation { base, gamma: *gamma, threshold: *threshold };
-        let drawn = policy.complete(prompts, sampling, |model, prompts, generation| {
+        let extrapolation = self.config.beyond(&self.base);
+        let drawn = self.policy.complete(prompts, sampling, |model, prompts, generation| {
             Ok((model.generate_extrapolated(prompts, group_size, generation, &extrapolation, |_, _| {})?, ()))
         });
         Ok(drawn?.0)

@@ -38,9 +38,9 @@ pub fn evaluate(
     let policy = job.policy(&Trainable::default(), config.seed)?.valid().materialize();
     match extrapolation {
         None => measured(&job, config, &policy, answers, progress),
-        Some(ExtrapolationConfig { base, gamma, threshold }) => {
-            let (base, gamma, threshold) = (job.base.other(base)?, *gamma, *threshold);
-            measured(&job, config, &Extrapolated { policy, base, gamma, threshold }, answers, progress)
+        Some(extrapolation) => {
+            let (base, extrapolation) = (job.base.other(&extrapolation.base)?, extrapolation.clone());
+            measured(&job, config, &Extrapolated { policy, base, config: extrapolation }, answers, progress)
         }
     }
 }

@@ -134,6 +134,39 @@ impl VlmPolicy {
     pub fn processor(&self) -> &Arc<Processor> {
         &self.speech.processor
     }
+
+    /// Completions as `draw` draws them, with what else it returns.
+    pub(crate) fn complete<T>(
+        &self,
+        prompts: &[VlmPrompt],
+        sampling: Sampling,
+        draw: impl FnOnce(&QwenVl, &[&Prompt], &Generation<'_>) -> Result<(Vec<Vec<Generated>>, T), firesight_vlm::Error>,
+    ) -> Result<(Vec<Vec<Completion>>, T), Error> {
+        let prompts: Vec<&Prompt> = prompts.iter().map(|prompt| &*prompt.prompt).collect();
+        let generation = Generation {
+            sampling: firesight_vlm::Sampling::at(sampling.temperature),
+            max_new_tokens: sampling.max_tokens,
+            stop_tokens: self.speech.processor.stop_tokens(),
+            mask: &self.speech.mask,
+            seed: sampling.seed,
+            first_stream: sampling.first_stream,
+        };
+        let (generated, more) =
+            draw(&self.model, &prompts, &generation).map_err(|error| Error::Policy(error.into()))?;
+        let complete = |drawn: Generated| {
+            let text =
+                self.speech.processor.tokenizer().decode(&drawn.tokens).map_err(|error| Error::Policy(error.into()))?;
+            Ok(Completion {
+                tokens: drawn.tokens,
+                log_probs: drawn.log_probs,
+                text,
+                truncated: !drawn.finished,
+                ..Completion::default()
+            })
+        };
+        let group = |group: Vec<_>| group.into_iter().map(complete).collect::<Result<_, Error>>();
+        Ok((generated.into_iter().map(group).collect::<Result<_, _>>()?, more))
+    }
 }
 
 impl Policy for VlmPolicy {
@@ -236,41 +269,6 @@ impl Sampler<VlmPrompt> for VlmPolicy {
             model.generate_probed(prompts, group_size, generation, &probe)
         })?;
         Ok((groups, found(probed)))
-    }
-}
-
-impl VlmPolicy {
-    /// Completions as `draw` draws them, with what else it returns.
-    pub(crate) fn complete<T>(
-        &self,
-        prompts: &[VlmPrompt],
-        sampling: Sampling,
-        draw: impl FnOnce(&QwenVl, &[&Prompt], &Generation<'_>) -> Result<(Vec<Vec<Generated>>, T), firesight_vlm::Error>,
-    ) -> Result<(Vec<Vec<Completion>>, T), Error> {
-        let prompts: Vec<&Prompt> = prompts.iter().map(|prompt| &*prompt.prompt).collect();
-        let generation = Generation {
-            sampling: firesight_vlm::Sampling::at(sampling.temperature),
-            max_new_tokens: sampling.max_tokens,
-            stop_tokens: self.speech.processor.stop_tokens(),
-            mask: &self.speech.mask,
-            seed: sampling.seed,
-            first_stream: sampling.first_stream,
-        };
-        let (generated, more) =
-            draw(&self.model, &prompts, &generation).map_err(|error| Error::Policy(error.into()))?;
-        let complete = |drawn: Generated| {
-            let text =
-                self.speech.processor.tokenizer().decode(&drawn.tokens).map_err(|error| Error::Policy(error.into()))?;
-            Ok(Completion {
-                tokens: drawn.tokens,
-                log_probs: drawn.log_probs,
-                text,
-                truncated: !drawn.finished,
-                ..Completion::default()
-            })
-        };
-        let group = |group: Vec<_>| group.into_iter().map(complete).collect::<Result<_, Error>>();
-        Ok((generated.into_iter().map(group).collect::<Result<_, _>>()?, more))
     }
 }
 
